@@ -1,0 +1,138 @@
+"""
+The command `netdiff`: a thin shell over the Python functions, one module a command.
+
+Data goes to stdout, progress and messages to stderr. Exit codes: 0 ok, 1 the work failed or found errors, 2 usage or
+configuration, 3 plugin error, 130 interrupted. Command bodies import what they need, so that `--help` imports nothing
+heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from .. import __version__
+from ..errors import NetDiffusionError
+from ..plugins import Plugins
+from . import check, config, decode, encode, evaluate, fit, generate, plugins, render, repair, run
+from .common import command
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"netdiff {__version__}")
+        raise typer.Exit
+
+
+def build_app() -> typer.Typer:
+    """
+    Return the app with all commands of the core.
+    """
+    app = typer.Typer(
+        name="netdiff",
+        help="Synthetic network traffic from labelled captures: train, generate, repair, check, evaluate.",
+        epilog="Start with: netdiff run DATA, where DATA is a folder with one folder of captures a class.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(
+            False, "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
+        ),
+    ) -> None:
+        pass
+
+    command(app)(run.run)
+    command(app)(encode.encode)
+    command(app)(decode.decode)
+    command(app)(fit.fit)
+    command(app)(generate.generate)
+    command(app)(repair.repair)
+    command(app)(check.check)
+    command(app)(evaluate.evaluate)
+    command(app)(render.render)
+    for name, module, text in (
+        ("plugins", plugins, "See what is installed."),
+        ("config", config, "See what a run would be asked to do."),
+    ):
+        group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+        app.add_typer(group, name=name)
+        module.add_commands(group)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None, installed: Plugins | None = None) -> int:
+    """
+    Run the command line and return its exit code; never raises but with `--traceback`.
+
+    installed  the plugins to use instead of the installed ones (for tests)
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    wants_traceback = "--traceback" in words
+    with contextlib.suppress(ValueError):  # not in the main thread
+        # So that a run that is told to stop removes its half-written folder.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        found = installed or Plugins.discover()
+        app = build_app()
+        found.notify("netdiffusion_register_commands", app=app)
+        code = typer.main.get_command(app)(words, prog_name="netdiff", obj=found, standalone_mode=False)
+        if code == 130:  # the app turns a KeyboardInterrupt into an exit
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # The reader of our output has gone (`netdiff ... | head`): nothing to say, and nobody to say it to.
+        sys.stdout = None
+        return 1
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Exception as error:
+        if wants_traceback:
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """
+    Print one sentence for any exception, and return the exit code.
+    """
+    from ..run_folder import explain, no_space
+
+    if isinstance(error, typer.Abort):
+        return _fail("interrupted", 130)
+    if isinstance(error, NetDiffusionError):
+        return _fail(str(error), error.exit_code)
+    usage: Any = getattr(error, "format_message", None)
+    if usage is not None:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(usage(), file=sys.stderr)
+            return 2
+        context = getattr(error, "ctx", None)
+        hint = f" See: {context.command_path} --help" if context is not None else ""
+        return _fail(f"{usage()}{hint}", 2)
+    if isinstance(error, OSError):
+        from pathlib import Path
+
+        return _fail(no_space(error, Path.cwd()) or explain(error), 1)
+    if isinstance(error, MemoryError):
+        return _fail("out of memory: use fewer flows, a smaller --max-packets, or a smaller batch", 1)
+    reason = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
+    return _fail(f"this should not have happened: {reason}. Run again with --traceback to see where, and report it", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"netdiff: {message}", file=sys.stderr)
+    return code
+
+
+__all__ = ["build_app", "main"]

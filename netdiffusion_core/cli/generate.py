@@ -1,0 +1,46 @@
+"""
+netdiff generate
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Classes, Flows, MaxPackets, Output, Overwrite, RuleNames, Seed, Session
+
+
+def generate(
+    session: Session,
+    model: Annotated[Path, typer.Argument(help="Folder that netdiff fit wrote, or RUN/model.", show_default=False)],
+    output: Output,
+    classes: Classes = None,
+    flows: Flows = None,
+    rules: RuleNames = None,
+    max_packets: MaxPackets = None,
+    seed: Seed = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """
+    Generate captures from a trained model: LABEL/00001.pcap and so on, repaired by the rules.
+
+    Example: netdiff generate first-run/model -o more --classes dns,web --flows 500 --seed 7
+    """
+    config, given = session.settings(classes=classes, flows=flows, rules=rules, max_packets=max_packets, seed=seed)
+    from .. import pipeline
+    from ..context import Context
+    from ..run_folder import new_folder
+
+    with new_folder(output, overwrite, inputs=[model]) as folder:
+        backend, encoder, index = pipeline.load_model(model, session.plugins, config.backend_options)
+        chosen, config = pipeline.prepare_rules(config, session.plugins)
+        context = Context(seed=config.seed, progress=session.terminal.progress, encoder=encoder, rules=chosen)
+        learned = {
+            label: index["classes"][label] for label in pipeline.choose_classes(config.classes, index["classes"])
+        }
+        longest = config.max_packets if "max_packets" in given else index["max_packets"]
+        request = pipeline.sample_request(learned, config.flows, longest, config.seed)
+        made = pipeline.synthesize(backend, encoder, chosen, request, context)
+        pipeline.write(made.traffic, folder, session.terminal.progress)

@@ -1,0 +1,60 @@
+"""
+What a stage is given besides its data: a seed of its own, progress, and the encoder that evaluators see bits by.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .interfaces import Encoder, RuleSet
+
+Advance = Callable[..., None]
+"""Call ``advance(steps=1, note="")`` as work gets done; the note (a loss, say) is shown beside the bar."""
+
+
+@contextmanager
+def silent(title: str, total: int) -> Iterator[Advance]:
+    """
+    Show no progress: the default for use from Python.
+    """
+    yield lambda steps=1, note="": None
+
+
+def stream_seed(seed: int, name: str) -> int:
+    """
+    Derive the seed of one named random stream, so that no stage's draws move another's.
+    """
+    import numpy as np  # here, because the command line's progress imports this module for `netdiff plugins list`
+
+    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@attrs.frozen(kw_only=True)
+class Context:
+    """
+    seed      the run's seed; take `rng` or `stream_seed` of it, never the bare number
+    progress  ``with context.progress("fit", total=steps) as advance: advance(note="loss 0.31")``
+    encoder   the run's encoder, for evaluators that look at bits
+    rules     the run's rule sets in order, for evaluators that look at compliance
+    """
+
+    seed: int = 0
+    progress: Callable[[str, int], AbstractContextManager[Advance]] = silent
+    encoder: Encoder | None = None
+    rules: tuple[tuple[str, RuleSet], ...] = ()
+
+    def rng(self, name: str) -> np.random.Generator:
+        """
+        Return the random stream of this name.
+        """
+        import numpy as np
+
+        return np.random.default_rng(stream_seed(self.seed, name))

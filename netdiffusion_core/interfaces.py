@@ -1,0 +1,144 @@
+"""
+What a component does: four small base classes, one a kind.
+
+They are base classes and not protocols, so that a new optional method breaks no third party and a forgotten
+abstract one is named when the class is first used. A component is built once a run with its `Options`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import attrs
+import numpy as np
+
+from .context import Context
+from .model import Encoded, Layout, SampleRequest, Score, Traffic, Violation
+
+
+@attrs.frozen(kw_only=True)
+class NoOptions:
+    """
+    For components without options.
+    """
+
+
+class Component:
+    """
+    What the four kinds share: an attrs class of options (units in the names, a ``help`` text in each field's
+    metadata, validators), read from ``[encoder]`` and the like in netdiff.toml or from ``--set encoder.key=value``.
+    """
+
+    Options: ClassVar[type] = NoOptions
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = self.Options() if options is None else options
+
+
+class Encoder(Component, ABC):
+    """
+    Turns traffic into rows of bits and back.
+    """
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """
+        The layout that `encode` writes and `decode` reads.
+        """
+
+    @abstractmethod
+    def encode(self, traffic: Traffic) -> Encoded:
+        """
+        Return one group of rows a flow, in the order of ``traffic.flows``; packets of no flow are left out.
+        """
+
+    @abstractmethod
+    def decode(self, encoded: Encoded, rng: np.random.Generator) -> Traffic:
+        """
+        Return packets whose headers hold exactly the encoded bits, grouped by flow. What the layout does not carry
+        (addresses, payload) is drawn from `rng`. Nothing is repaired here: that is the rules' work.
+        """
+
+
+class Backend(Component, ABC):
+    """
+    Learns encoded flows and generates new ones.
+    """
+
+    @abstractmethod
+    def fit(self, data: Encoded, context: Context) -> None:
+        """
+        Learn from flows and their labels. Training never sees anything else.
+        """
+
+    @abstractmethod
+    def sample(self, request: SampleRequest, context: Context) -> Encoded:
+        """
+        Generate one flow a requested label, in the order given, in the layout of the training data.
+
+        Raises NotFittedError before `fit` or `load`, DataError for a label that was never learned.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """
+        Write what was learned into an existing, empty folder: safetensors, npy, JSON or TOML, never pickle.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, options: Any = None) -> Self:
+        """
+        Read what `save` wrote. Raises DataError for a folder that it cannot use.
+        """
+
+
+class RuleSet(Component, ABC):
+    """
+    Knows what one protocol allows.
+    """
+
+    def constrain(self, encoded: Encoded) -> Encoded:
+        """
+        Mend what is only visible in bits, before decoding (which headers are present, for instance). Optional.
+        """
+        return encoded
+
+    def repair(self, traffic: Traffic, rng: np.random.Generator) -> Traffic:
+        """
+        Return traffic in which `check` finds no repairable violation; what was valid stays byte-identical. Optional.
+        """
+        return traffic
+
+    @abstractmethod
+    def check(self, traffic: Traffic) -> Iterable[Violation]:
+        """
+        Yield each violation of the rules of this set. Works on any real capture.
+        """
+
+
+class Evaluator(Component, ABC):
+    """
+    Measures synthetic against real traffic.
+    """
+
+    @abstractmethod
+    def evaluate(self, real: RealTraffic, synthetic: Traffic, context: Context) -> Iterable[Score]:
+        """
+        Yield scores named ``<evaluator>.<figure>``.
+        """
+
+
+@attrs.frozen(kw_only=True)
+class RealTraffic:
+    """
+    The two halves of the real flows. Synthetic flows come from a model that has seen `train` only, so every figure
+    compares them with `test`, and the floor of a figure compares `train` with `test`.
+    """
+
+    train: Traffic
+    test: Traffic

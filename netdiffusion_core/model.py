@@ -1,0 +1,389 @@
+"""
+The data that flows through the pipeline: frozen, columnar, numpy only.
+
+A million packets are a few arrays here, not a million objects. Arrays are made read-only, so a stage that wants
+to change one must copy it first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+MISSING = -1
+"""The value of a bit whose header is absent from the packet (nPrint's fill value)."""
+
+LINK_ETHERNET = 1
+LINK_RAW = 101
+
+TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+
+
+def _array(dtype: Any) -> Any:
+    """
+    Declare a read-only array field of this dtype. Inputs of another dtype are converted, never aliased writeable.
+    """
+
+    def convert(value: Any) -> NDArray[Any]:
+        array = np.asarray(value, dtype=dtype)
+        view = array.view()
+        view.setflags(write=False)
+        return view
+
+    return attrs.field(converter=convert, eq=attrs.cmp_using(eq=np.array_equal), repr=lambda a: f"{a.dtype}{a.shape}")
+
+
+@attrs.frozen(kw_only=True, unsafe_hash=False)
+class FlowTable:
+    """
+    One row a flow. A flow is bidirectional; its initiator is the sender of its first packet, of the SYN where there
+    is one.
+
+    labels               str[flows]
+    splits               str[flows]        ``train``, ``test`` or ``""`` where the data does not say
+    ip_versions          uint8[flows]      4 or 6
+    protocols            uint8[flows]      IP protocol number of the transport
+    initiator_addresses  uint8[flows, 16]  network order; IPv4 in the first four bytes, the rest zero
+    responder_addresses  uint8[flows, 16]
+    initiator_ports      uint16[flows]     ICMP: the identifier for an echo, else 0
+    responder_ports      uint16[flows]     ICMP: 0
+    sources              str[flows]        the capture file that the flow came from, ``""`` for a synthetic one
+    """
+
+    labels: NDArray[np.str_] = _array(np.str_)
+    splits: NDArray[np.str_] = _array(np.str_)
+    ip_versions: NDArray[np.uint8] = _array(np.uint8)
+    protocols: NDArray[np.uint8] = _array(np.uint8)
+    initiator_addresses: NDArray[np.uint8] = _array(np.uint8)
+    responder_addresses: NDArray[np.uint8] = _array(np.uint8)
+    initiator_ports: NDArray[np.uint16] = _array(np.uint16)
+    responder_ports: NDArray[np.uint16] = _array(np.uint16)
+    sources: NDArray[np.str_] = _array(np.str_)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, flows: NDArray[Any]) -> FlowTable:
+        """
+        Return the table of these flows (indices or a mask), in the order given.
+        """
+        return FlowTable(**{f.name: getattr(self, f.name)[flows] for f in attrs.fields(FlowTable)})
+
+
+@attrs.frozen(kw_only=True, unsafe_hash=False)
+class Traffic:
+    """
+    Packets as they were captured, and the flows that they belong to.
+
+    data            uint8[bytes]      the captured bytes of all packets, one behind the other, link layer included
+    offsets         int64[packets+1]  packet i is ``data[offsets[i]:offsets[i + 1]]``
+    timestamps      int64[packets]    nanoseconds since 1970
+    wire_lengths    int64[packets]    bytes on the wire, at least the captured length
+    link_types      uint16[packets]   LINKTYPE_ numbers (tcpdump.org/linktypes.html)
+    flow_of         int32[packets]    row of `flows`, -1 for a packet of no flow (ARP)
+    from_initiator  bool[packets]     who sent it; False where flow_of is -1
+    flows           FlowTable
+    """
+
+    data: NDArray[np.uint8] = _array(np.uint8)
+    offsets: NDArray[np.int64] = _array(np.int64)
+    timestamps: NDArray[np.int64] = _array(np.int64)
+    wire_lengths: NDArray[np.int64] = _array(np.int64)
+    link_types: NDArray[np.uint16] = _array(np.uint16)
+    flow_of: NDArray[np.int32] = _array(np.int32)
+    from_initiator: NDArray[np.bool_] = _array(np.bool_)
+    flows: FlowTable
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+    @property
+    def captured_lengths(self) -> NDArray[np.int64]:
+        """
+        int64[packets]: bytes of each packet that the capture holds.
+        """
+        return np.diff(self.offsets)
+
+    def packet(self, index: int) -> bytes:
+        """
+        Return the captured bytes of one packet.
+        """
+        return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
+
+    def by_flow(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """
+        Return ``(order, starts)``: the packets of flow i, by time, are ``order[starts[i]:starts[i + 1]]``.
+        """
+        order = np.lexsort((self.timestamps, self.flow_of))
+        order = order[np.searchsorted(self.flow_of[order], 0) :]
+        counts = np.bincount(self.flow_of[order], minlength=len(self.flows))
+        return order, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def select_packets(self, packets: NDArray[Any]) -> Traffic:
+        """
+        Return the traffic of these packets (int indices), in the order given; the flow table stays as it is.
+        """
+        lengths = self.captured_lengths[packets]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        gather = np.repeat(self.offsets[:-1][packets] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return attrs.evolve(
+            self,
+            data=self.data[gather],
+            offsets=offsets,
+            **{
+                name: getattr(self, name)[packets]
+                for name in ("timestamps", "wire_lengths", "link_types", "flow_of", "from_initiator")
+            },
+        )
+
+    def select_flows(self, flows: NDArray[Any]) -> Traffic:
+        """
+        Return the packets of these flows only (indices or a mask), the flows renumbered in the order given.
+        """
+        chosen = np.flatnonzero(flows) if np.asarray(flows).dtype == np.bool_ else np.asarray(flows, np.int64)
+        rank = np.full(len(self.flows) + 1, -1, np.int32)  # the last entry serves flow_of == -1
+        rank[chosen] = np.arange(len(chosen))
+        part = self.select_packets(np.flatnonzero(rank[self.flow_of] >= 0))
+        return attrs.evolve(part, flow_of=rank[part.flow_of], flows=self.flows.select(chosen))
+
+
+def concatenate(parts: Sequence[Traffic]) -> Traffic:
+    """
+    Join traffics one behind the other: packets in the order given, flows renumbered.
+    """
+    flow_base = np.cumsum([0] + [len(p.flows) for p in parts])
+    byte_base = np.cumsum([0] + [len(p.data) for p in parts])
+    joined = {
+        name: np.concatenate([getattr(p, name) for p in parts])
+        for name in ("data", "timestamps", "wire_lengths", "link_types", "from_initiator")
+    }
+    return Traffic(
+        **joined,
+        offsets=np.concatenate([[0]] + [p.offsets[1:] + b for p, b in zip(parts, byte_base, strict=False)]),
+        flow_of=np.concatenate(
+            [np.where(p.flow_of < 0, -1, p.flow_of + b) for p, b in zip(parts, flow_base, strict=False)]
+        ),
+        flows=FlowTable(
+            **{f.name: np.concatenate([getattr(p.flows, f.name) for p in parts]) for f in attrs.fields(FlowTable)}
+        ),
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Layout:
+    """
+    What the columns of an encoded packet mean. Nobody hard-codes a column number: ask `span`.
+
+    name, version  a model folder records both and refuses others
+    fields         (name, bits) in column order; a name is ``header.field``, such as ``tcp.wsize``
+    """
+
+    name: str
+    version: int
+    fields: tuple[tuple[str, int], ...]
+
+    @property
+    def width(self) -> int:
+        """
+        The number of columns, one a bit.
+        """
+        return sum(bits for _, bits in self.fields)
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """
+        The headers in column order, such as ``("ipv4", "ipv6", "tcp", "udp", "icmp", "trace")``.
+        """
+        return tuple(dict.fromkeys(name.split(".")[0] for name, _ in self.fields))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """
+        nPrint's column names: ``tcp_wsize_0`` is the most significant bit of ``tcp.wsize``.
+        """
+        return tuple(f"{name.replace('.', '_')}_{bit}" for name, bits in self.fields for bit in range(bits))
+
+    def spans(self) -> Mapping[str, slice]:
+        """
+        Return the columns of every header and every field by name.
+        """
+        spans: dict[str, slice] = {}
+        start = 0
+        for name, bits in self.fields:
+            header = name.split(".")[0]
+            first = spans[header].start if header in spans else start
+            spans[header] = slice(first, start + bits)
+            spans[name] = slice(start, start + bits)
+            start += bits
+        return spans
+
+    def span(self, name: str) -> slice:
+        """
+        Return the columns of one header (``tcp``) or field (``tcp.wsize``); KeyError when there is none.
+        """
+        return self.spans()[name]
+
+    def has(self, header: str) -> bool:
+        """
+        Tell whether the layout carries this header.
+        """
+        return header in self.headers
+
+
+@attrs.frozen(kw_only=True, unsafe_hash=False)
+class Encoded:
+    """
+    Flows as rows of bits, the form that models learn.
+
+    rows        int8[packets, layout.width]  1, 0, or `MISSING` where the header is absent
+    starts      int64[flows+1]               flow i is ``rows[starts[i]:starts[i + 1]]``
+    labels      str[flows]
+    start_times int64[flows]                 nanoseconds since 1970 of each flow's first packet; 0 where unknown
+    layout      Layout
+    """
+
+    rows: NDArray[np.int8] = _array(np.int8)
+    starts: NDArray[np.int64] = _array(np.int64)
+    labels: NDArray[np.str_] = _array(np.str_)
+    start_times: NDArray[np.int64] = _array(np.int64)
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """
+        int64[flows]: packets of each flow.
+        """
+        return np.diff(self.starts)
+
+    @property
+    def flow_of(self) -> NDArray[np.int64]:
+        """
+        int64[packets]: the flow of each row.
+        """
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def flow(self, index: int) -> NDArray[np.int8]:
+        """
+        Return the rows of one flow.
+        """
+        return self.rows[self.starts[index] : self.starts[index + 1]]
+
+    def select(self, flows: NDArray[Any]) -> Encoded:
+        """
+        Return these flows only (indices or a mask), in the order given.
+        """
+        chosen = np.flatnonzero(flows) if np.asarray(flows).dtype == np.bool_ else np.asarray(flows, np.int64)
+        lengths = self.lengths[chosen]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        gather = np.repeat(self.starts[:-1][chosen] - starts[:-1], lengths) + np.arange(starts[-1])
+        return attrs.evolve(
+            self,
+            rows=self.rows[gather],
+            starts=starts,
+            labels=self.labels[chosen],
+            start_times=self.start_times[chosen],
+        )
+
+    def bits(self, field: str) -> NDArray[np.int8]:
+        """
+        Return the columns of one header or field: int8[packets, bits].
+        """
+        return self.rows[:, self.layout.span(field)]
+
+    def values(self, field: str) -> NDArray[np.int64]:
+        """
+        Return one field of at most 62 bits as numbers, most significant bit first: int64[packets], -1 where absent.
+        """
+        bits = self.bits(field)
+        weights = 1 << np.arange(bits.shape[1], dtype=np.int64)[::-1]
+        return np.where((bits == MISSING).any(1), -1, (bits == 1) @ weights)
+
+    def digest(self) -> str:
+        """
+        Return the SHA-256 of rows, starts and labels.
+        """
+        digest = hashlib.sha256(repr((self.layout.name, self.layout.version, self.labels.tolist())).encode())
+        digest.update(np.ascontiguousarray(self.starts).tobytes())
+        digest.update(np.ascontiguousarray(self.rows).tobytes())
+        return digest.hexdigest()
+
+
+@attrs.frozen(kw_only=True)
+class Violation:
+    """
+    One place where traffic breaks a protocol rule.
+
+    rule        id such as ``tcp.checksum``
+    flow        row of the flow table, -1 for a packet of no flow
+    packet      index into the traffic's packets, None when the whole flow is meant
+    field       the header field, such as ``tcp.cksum``
+    severity    ``error``: a receiver would drop or misread it; ``warning``: unusual, but legal
+    repairable  whether `RuleSet.repair` mends it
+    """
+
+    rule: str
+    flow: int
+    packet: int | None
+    field: str
+    message: str
+    severity: Literal["error", "warning"] = "error"
+    repairable: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class Score:
+    """
+    One figure of an evaluator.
+
+    name          ``utility.accuracy``: the evaluator's name, a dot, the figure's name
+    value         the figure for the synthetic traffic; NaN when it could not be measured (`detail` says why)
+    goal          which way is better; ``none``: information only
+    lower, upper  the bounds of any possible value
+    floor         the same figure for real against real traffic: what a perfect generator would get
+    summary       one plain sentence: what was measured
+    detail        JSON-able extra: per class, per field, histograms
+    """
+
+    name: str
+    value: float
+    goal: Literal["minimize", "maximize", "none"]
+    lower: float
+    upper: float
+    floor: float | None = None
+    summary: str = ""
+    detail: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+def _names(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+@attrs.frozen(kw_only=True)
+class SampleRequest:
+    """
+    What a backend is asked to generate.
+
+    labels       one class name a flow wanted, in order
+    max_packets  no flow may be longer
+    seed         flow i depends on (seed, i) and the model only, not on the batch size
+    """
+
+    labels: tuple[str, ...] = attrs.field(converter=_names)
+    max_packets: int
+    seed: int
+
+
+def counts_by_label(labels: Iterable[str]) -> dict[str, int]:
+    """
+    Count flows a label, sorted by name.
+    """
+    names, counts = np.unique(np.asarray(list(labels), np.str_), return_counts=True)
+    return {str(n): int(c) for n, c in zip(names, counts, strict=True)}

@@ -1,0 +1,657 @@
+"""
+The way of the data, top to bottom: each stage is a public function from one frozen data type to the next.
+
+    captures - load -> Traffic - split -> RealTraffic - encode -> Encoded - fit -> a backend that has learned
+    backend - generate -> Encoded - constrain -> Encoded - decode -> Traffic - repair -> Traffic - check -> violations
+    Traffic - write -> LABEL/*.pcap          (RealTraffic, Traffic) - evaluate -> scores -> report
+
+`run` does all of it and writes a run folder; the command line offers each stage alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from . import dataset, manifest, storage
+from .capture import assemble, read_capture, write_capture
+from .capture.pcapfile import is_capture
+from .config import RunConfig, plain, to_toml
+from .context import Advance, Context, silent, stream_seed
+from .errors import ConfigError, DataError, PluginError, did_you_mean
+from .interfaces import Backend, Encoder, Evaluator, RealTraffic, RuleSet
+from .model import Encoded, SampleRequest, Score, Traffic, Violation, counts_by_label
+from .plugins import Plugins
+from .run_folder import Run, new_folder
+
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+Rules = Sequence[tuple[str, RuleSet]]
+Changes = Mapping[str, Mapping[str, int]]
+"""For each rule set: ``bits_changed``, ``bits_total``, ``packets_changed`` and ``packets_resized``."""
+
+TEST_SHARE = 0.3
+MIN_TRAIN, MIN_TEST = 2, 1
+DEFAULT_FLOWS = 100
+MODEL_INDEX, MODEL_WEIGHTS = "model.json", "weights"
+
+logger = logging.getLogger("netdiffusion")
+
+
+@attrs.frozen(kw_only=True)
+class Components:
+    """
+    What a run works with: one encoder, one backend, rule sets in order, evaluators, and baseline backends.
+    """
+
+    encoder: Encoder
+    backend: Backend
+    rules: tuple[tuple[str, RuleSet], ...]
+    evaluators: tuple[tuple[str, Evaluator], ...]
+    baselines: tuple[tuple[str, Backend], ...]
+
+
+@attrs.frozen(kw_only=True)
+class Synthesis:
+    """
+    What one backend made: the bits that it generated, the traffic after all rules, and what these changed.
+    """
+
+    generated: Encoded
+    traffic: Traffic
+    repairs: Changes
+
+
+@attrs.frozen(kw_only=True)
+class RunResult:
+    """
+    folder      the run folder, under its final name
+    scores      the scores of each backend by its name, ours first
+    synthetic   the generated traffic, as written to ``folder/synthetic``
+    violations  what the rules still find in it
+    repairs     what each rule set changed
+    manifest    what ``folder/manifest.json`` says
+    """
+
+    folder: Path
+    scores: Mapping[str, tuple[Score, ...]]
+    synthetic: Traffic
+    violations: tuple[Violation, ...]
+    repairs: Changes
+    manifest: Mapping[str, Any]
+
+
+def run(
+    config: RunConfig, plugins: Plugins | None = None, progress: Progress = silent, overwrite: bool = False
+) -> RunResult:
+    """
+    Do the main job: labelled captures in, a trained model, labelled synthetic pcaps and a report out.
+
+    The run folder appears under its name when everything in it is done. Raises ConfigError for an output that exists
+    (unless `overwrite`), and what the stages raise.
+    """
+    from . import report
+
+    started = datetime.now(UTC)
+    plugins = plugins or Plugins.discover()
+    data = require_data(config)
+    with new_folder(config.output, overwrite, inputs=[p for p in (data, config.labels) if p]) as folder:
+        parts, config = prepare(config, plugins)
+        course = Run(plugins=plugins, folder=folder)
+        context = Context(seed=config.seed, progress=progress, encoder=parts.encoder, rules=parts.rules)
+        (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+
+        with course.stage("load") as row:
+            traffic = load(config, plugins, progress)
+            inputs = _input_files(traffic, data)
+            row |= {"flows": len(traffic.flows), "packets": len(traffic)}
+        with course.stage("split") as row:
+            real = split(traffic, context)
+            row |= {"train": len(real.train.flows), "test": len(real.test.flows)}
+            classes = class_table(real)
+        with course.stage("encode", config.encoder) as row:
+            train, test = (encode(t, parts.encoder, progress) for t in (real.train, real.test))
+            for name, encoded in (("train", train), ("test", test)):
+                _save_encoded(encoded, folder / "encoded" / name, config)
+            row["sha256"] = train.digest()
+        with course.stage("fit", config.backend) as row:
+            fit(parts.backend, train, context)
+            save_model(folder / "model", parts.backend, train, config, plugins)
+            row["sha256"] = manifest.folder_digest(folder / "model")
+
+        request = sample_request(counts_by_label(train.labels), config.flows, config.max_packets, config.seed)
+        ours = _synthesize(course, config.backend, parts.backend, request, parts, context)
+        _save_encoded(ours.generated, folder / "generated", config)
+        with course.stage("check"):
+            violations = check(ours.traffic, parts.rules)
+        with course.stage("write") as row:
+            write(ours.traffic, folder / "synthetic", progress)
+            row["sha256"] = manifest.folder_digest(folder / "synthetic")
+        with course.stage("evaluate"):
+            scores = {config.backend: evaluate(real, ours.traffic, parts.evaluators, context)}
+
+        for name, baseline in parts.baselines:
+            with course.stage(f"{name}: fit", name):
+                fit(baseline, train, context)
+            theirs = _synthesize(course, name, baseline, request, parts, context, prefix=f"{name}: ")
+            with course.stage(f"{name}: evaluate"):
+                scores[name] = evaluate(real, theirs.traffic, parts.evaluators, context)
+
+        with course.stage("report"):
+            document = manifest.build(
+                config=config,
+                plugins=plugins,
+                components={
+                    "encoder": config.encoder,
+                    "backend": config.backend,
+                    "rules": [name for name, _ in parts.rules],
+                    "evaluators": [name for name, _ in parts.evaluators],
+                    "compare": [name for name, _ in parts.baselines],
+                },
+                inputs=inputs,
+                stages=course.stages,
+                started=started,
+            )
+            report.write_report(
+                folder,
+                rows=scores,
+                real=test,
+                synthetic=encode(ours.traffic, parts.encoder),
+                violations=violations,
+                repairs=ours.repairs,
+                manifest=document,
+                classes=classes,
+            )
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        (folder / "manifest.json").write_text(text, encoding="utf-8")
+    plugins.notify("netdiffusion_run_finished", folder=config.output, manifest=document)
+    return RunResult(
+        folder=config.output,
+        scores=scores,
+        synthetic=ours.traffic,
+        violations=violations,
+        repairs=ours.repairs,
+        manifest=document,
+    )
+
+
+# --- what the stages work with ----------------------------------------------------------------------------------
+
+
+def require_data(config: RunConfig) -> Path:
+    """
+    Return the data's path. Raises ConfigError when none is set.
+    """
+    if config.data is None:
+        raise ConfigError(
+            "no DATA: give a folder with one folder of captures a class (DATA/LABEL/*.pcap), a folder of captures or "
+            'one capture, on the command line or as data = "..." in netdiff.toml'
+        )
+    return config.data
+
+
+def prepare(config: RunConfig, plugins: Plugins) -> tuple[Components, RunConfig]:
+    """
+    Build all components. Also return the configuration with every option filled in.
+
+    Raises ConfigError for an option that is wrong, or set for a component that takes no part.
+    """
+    encoder, config = prepare_encoder(config, plugins)
+    rules, config = prepare_rules(config, plugins)
+    evaluators, config = prepare_evaluators(config, plugins)
+    backend, config = prepare_backend(config, plugins)
+    names = config.compare
+    if names is None:
+        names = tuple(s.name for s in plugins.specs("backend") if getattr(s, "baseline", False))
+    baselines = tuple((n, plugins.create("backend", n)) for n in dict.fromkeys(names) if n != config.backend)
+    parts = Components(encoder=encoder, backend=backend, rules=rules, evaluators=evaluators, baselines=baselines)
+    return parts, attrs.evolve(config, compare=tuple(n for n, _ in baselines))
+
+
+def prepare_encoder(config: RunConfig, plugins: Plugins) -> tuple[Encoder, RunConfig]:
+    """
+    Build the encoder. One that has an option ``max_packets`` takes the run's, if it was given none of its own.
+    """
+    values = dict(config.encoder_options)
+    if "max_packets" in (f.alias for f in attrs.fields(plugins.load("encoder", config.encoder).Options)):
+        values.setdefault("max_packets", config.max_packets)
+    encoder = plugins.create("encoder", config.encoder, values)
+    if getattr(encoder.options, "max_packets", 0) > config.max_packets:
+        raise ConfigError(
+            f"encoder.max_packets is {encoder.options.max_packets}, but flows are cut to max_packets = "
+            f"{config.max_packets} before; raise max_packets instead"
+        )
+    return encoder, attrs.evolve(config, encoder_options=_options(encoder))
+
+
+def prepare_backend(config: RunConfig, plugins: Plugins) -> tuple[Backend, RunConfig]:
+    """
+    Build the backend.
+    """
+    backend = plugins.create("backend", config.backend, config.backend_options)
+    return backend, attrs.evolve(config, backend_options=_options(backend))
+
+
+def prepare_rules(config: RunConfig, plugins: Plugins) -> tuple[tuple[tuple[str, RuleSet], ...], RunConfig]:
+    """
+    Build the rule sets, and those that they require, in the order in which they apply.
+    """
+    names, added = plugins.resolve_rules(config.rules)
+    if added:
+        logger.info("rules: %s added, because the others require it", ", ".join(added))
+    _refuse_unused("rules", config.rules_options, names)
+    rules = tuple((n, plugins.create("rules", n, config.rules_options.get(n))) for n in names)
+    return rules, attrs.evolve(config, rules=names, rules_options={n: o for n, r in rules if (o := _options(r))})
+
+
+def prepare_evaluators(config: RunConfig, plugins: Plugins) -> tuple[tuple[tuple[str, Evaluator], ...], RunConfig]:
+    """
+    Build the evaluators: all that are installed, if the configuration names none.
+    """
+    names = plugins.names("evaluator") if config.evaluators is None else config.evaluators
+    _refuse_unused("evaluators", config.evaluators_options, names)
+    evaluators = tuple(
+        (n, plugins.create("evaluator", n, config.evaluators_options.get(n))) for n in dict.fromkeys(names)
+    )
+    options = {n: o for n, e in evaluators if (o := _options(e))}
+    return evaluators, attrs.evolve(config, evaluators=tuple(n for n, _ in evaluators), evaluators_options=options)
+
+
+def sample_request(learned: Mapping[str, int], flows: int | None, max_packets: int, seed: int) -> SampleRequest:
+    """
+    Ask for this many flows of each class; by default as many as were learned from, at most 100.
+
+    learned  training flows by class
+    """
+    labels = tuple(label for label, n in learned.items() for _ in range(flows or min(n, DEFAULT_FLOWS)))
+    return SampleRequest(labels=labels, max_packets=max_packets, seed=stream_seed(seed, "generate"))
+
+
+# --- the stages -------------------------------------------------------------------------------------------------
+
+
+def load(config: RunConfig, plugins: Plugins, progress: Progress = silent) -> Traffic:
+    """
+    Read labelled flows, each cut to its first `config.max_packets` packets. Raises DataError.
+    """
+    traffic = dataset.load(
+        require_data(config),
+        labels=config.labels,
+        classes=config.classes,
+        open_capture=plugins.open_capture,
+        progress=progress,
+    )
+    order, starts = traffic.by_flow()
+    rank = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
+    return traffic.select_packets(np.sort(order[rank < config.max_packets]))
+
+
+def split(traffic: Traffic, context: Context) -> RealTraffic:
+    """
+    Divide the flows into train and test: by the data's own splits, else by a seeded draw of 30 % of each class.
+
+    Raises DataError for a class with fewer than two flows to train on or none to test with.
+    """
+    labels, splits = traffic.flows.labels, traffic.flows.splits
+    is_test = splits == "test"
+    for label in np.unique(labels).tolist():
+        own = np.flatnonzero((labels == label) & (splits == ""))
+        shuffled = context.rng(f"split:{label}").permutation(own)
+        is_test[shuffled[: max(MIN_TEST, round(TEST_SHARE * len(own))) if len(own) else 0]] = True
+        n_test = int(is_test[labels == label].sum())
+        n_train = int((labels == label).sum()) - n_test
+        if n_train < MIN_TRAIN or n_test < MIN_TEST:
+            have = (
+                f"{_flows(n_train)} to train on and {_flows(n_test)} to test with"
+                if (splits[labels == label] != "").any()
+                else _flows(n_train + n_test)
+            )
+            raise DataError(
+                f"class {label!r} has {have}; at least {MIN_TRAIN} to train on and {MIN_TEST} to test with are needed. "
+                "Capture more, or leave the class out with --classes"
+            )
+    return RealTraffic(train=traffic.select_flows(~is_test), test=traffic.select_flows(is_test))
+
+
+def encode(traffic: Traffic, encoder: Encoder, progress: Progress = silent) -> Encoded:
+    """
+    Turn traffic into rows of bits. Raises PluginError when the encoder loses or invents flows.
+    """
+    with progress("encode", 1) as advance:
+        encoded = encoder.encode(traffic)
+        advance()
+    if encoded.labels.tolist() != traffic.flows.labels.tolist() or encoded.layout != encoder.layout:
+        raise PluginError(f"{type(encoder).__name__}.encode must return one flow a flow, in its own layout")
+    return encoded
+
+
+def fit(backend: Backend, data: Encoded, context: Context) -> None:
+    """
+    Train a backend on flows; those without a packet that the encoder knows are left out.
+    """
+    empty = data.lengths == 0
+    if empty.any():
+        logger.warning("%d of %d flows have no packet that the encoder can encode: left out", empty.sum(), len(data))
+        data = data.select(~empty)
+    if not len(data):
+        raise DataError("no flow has a packet that the encoder can encode: nothing to train on")
+    backend.fit(data, context)
+
+
+def generate(backend: Backend, request: SampleRequest, context: Context) -> Encoded:
+    """
+    Generate flows. Raises PluginError when the backend does not deliver what was asked for.
+    """
+    encoded = backend.sample(request, context)
+    name = type(backend).__name__
+    if encoded.labels.tolist() != list(request.labels):
+        raise PluginError(f"{name}.sample must return one flow a label, in the order asked for")
+    if len(encoded) and not 1 <= encoded.lengths.min() <= encoded.lengths.max() <= request.max_packets:
+        raise PluginError(
+            f"{name}.sample returned a flow of {encoded.lengths.max()} packets ({encoded.lengths.min()} "
+            f"in the shortest); 1 to {request.max_packets} were asked for"
+        )
+    return encoded
+
+
+def constrain(encoded: Encoded, rules: Rules) -> tuple[Encoded, Changes]:
+    """
+    Let each rule set mend what shows in bits. Also return what each changed.
+    """
+    changes = {}
+    for name, rule in rules:
+        before, encoded = encoded, rule.constrain(encoded)
+        changes[name] = _rows_changed(before, encoded)
+    return encoded, changes
+
+
+def decode(encoded: Encoded, encoder: Encoder, context: Context) -> Traffic:
+    """
+    Turn rows of bits into packets; addresses and payload come from the stream ``decode``.
+    """
+    traffic = encoder.decode(encoded, context.rng("decode"))
+    if traffic.flows.labels.tolist() != encoded.labels.tolist():
+        raise PluginError(f"{type(encoder).__name__}.decode must return one flow a flow, with its label")
+    return traffic
+
+
+def repair(traffic: Traffic, rules: Rules, context: Context) -> tuple[Traffic, Changes]:
+    """
+    Let each rule set mend packets. Also return what each changed.
+    """
+    changes = {}
+    with context.progress("repair", len(rules)) as advance:
+        for name, rule in rules:
+            before, traffic = traffic, rule.repair(traffic, context.rng(f"repair:{name}"))
+            changes[name] = _packets_changed(before, traffic)
+            advance(note=name)
+    return traffic, changes
+
+
+def check(traffic: Traffic, rules: Rules) -> tuple[Violation, ...]:
+    """
+    Return every violation of the rules, in the order of packets.
+    """
+    found = [violation for _, rule in rules for violation in rule.check(traffic)]
+    return tuple(sorted(found, key=lambda v: (v.flow, -1 if v.packet is None else v.packet, v.rule)))
+
+
+def write(traffic: Traffic, folder: Path, progress: Progress = silent) -> None:
+    """
+    Write one pcap a flow: ``folder/LABEL/00001.pcap``, numbered in the order of the flows.
+    """
+    order, starts = traffic.by_flow()
+    names = flow_names(traffic.flows.labels.tolist())
+    for label in {label for label, _ in names}:
+        (folder / label).mkdir(parents=True)
+    with progress("write", len(names)) as advance:
+        for i, (label, number) in enumerate(names):
+            write_capture(folder / label / f"{number:05d}.pcap", traffic, order[starts[i] : starts[i + 1]])
+            advance()
+
+
+def evaluate(
+    real: RealTraffic, synthetic: Traffic, evaluators: Sequence[tuple[str, Evaluator]], context: Context
+) -> tuple[Score, ...]:
+    """
+    Return the scores of all evaluators. Raises PluginError for a score outside of its own bounds.
+    """
+    scores: list[Score] = []
+    with context.progress("evaluate", len(evaluators)) as advance:
+        for name, evaluator in evaluators:
+            for score in evaluator.evaluate(real, synthetic, context):
+                if score.value < score.lower or score.value > score.upper:
+                    raise PluginError(
+                        f"evaluator {name!r}: {score.name} is {score.value}, outside of {score.lower} to {score.upper}"
+                    )
+                scores.append(score)
+            advance(note=name)
+    return tuple(scores)
+
+
+# --- models -----------------------------------------------------------------------------------------------------
+
+
+def save_model(folder: Path, backend: Backend, train: Encoded, config: RunConfig, plugins: Plugins) -> None:
+    """
+    Write what a backend learned, and what `load_model` must know to use it, into a new folder.
+    """
+    weights = folder / MODEL_WEIGHTS
+    weights.mkdir(parents=True)
+    backend.save(weights)
+    origin = plugins.origin("backend", config.backend)
+    index = {
+        "format": storage.FORMAT,
+        "backend": {"name": config.backend, "options": plain(config.backend_options), "made_by": str(origin)},
+        "encoder": encoder_index(config),
+        "layout": storage.layout_to_json(train.layout),
+        "classes": counts_by_label(train.labels),
+        "max_packets": config.max_packets,
+        "seed": config.seed,
+    }
+    text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    (folder / MODEL_INDEX).write_text(text, encoding="utf-8")
+
+
+def load_model(
+    folder: Path, plugins: Plugins, backend_options: Mapping[str, Any] | None = None
+) -> tuple[Backend, Encoder, dict[str, Any]]:
+    """
+    Return a trained backend, the encoder that it was trained with, and the model's index.
+
+    backend_options  replace some of the recorded ones
+
+    Raises DataError for a folder that is no model, or one of another layout or version of it.
+    """
+    keys = ("backend", "encoder", "layout", "classes", "max_packets")
+    index = storage.read_json(folder / MODEL_INDEX, keys, "netdiff fit")
+    encoder = plugins.create("encoder", index["encoder"]["name"], index["encoder"]["options"])
+    layout = storage.layout_from_json(index["layout"], folder / MODEL_INDEX)
+    if encoder.layout != layout:
+        raise DataError(
+            f"the model {folder} was trained on layout {layout.name} version {layout.version}, and the installed "
+            f"encoder writes {encoder.layout.name} version {encoder.layout.version}: train it again with netdiff fit"
+        )
+    name = index["backend"]["name"]
+    options = plugins.options("backend", name, {**index["backend"]["options"], **(backend_options or {})})
+    return plugins.load("backend", name).load(folder / MODEL_WEIGHTS, options), encoder, index
+
+
+def choose_classes(wanted: Sequence[str], learned: Sequence[str]) -> tuple[str, ...]:
+    """
+    Return the classes to generate; all when none is named. Raises DataError for one that was never learned.
+    """
+    for label in wanted:
+        if label not in learned:
+            raise DataError(
+                f"the model knows no class {label!r}.{did_you_mean(label, learned)} It knows: {', '.join(learned)}"
+            )
+    return tuple(wanted) or tuple(learned)
+
+
+# --- small parts ------------------------------------------------------------------------------------------------
+
+
+def synthesize(backend: Backend, encoder: Encoder, rules: Rules, request: SampleRequest, context: Context) -> Synthesis:
+    """
+    Generate, constrain, decode and repair.
+    """
+    generated = generate(backend, request, context)
+    return _finish(generated, encoder, rules, context)
+
+
+def encoder_index(config: RunConfig) -> dict[str, Any]:
+    """
+    Return the encoder's name and options as JSON's own types, for folders that must be decoded later.
+    """
+    return {"name": config.encoder, "options": plain(config.encoder_options)}
+
+
+def capture_files(path: Path) -> dict[str, Path]:
+    """
+    Return the captures at a path by name: the file itself, or all below a folder. Raises DataError when there is none.
+    """
+    if path.is_file():
+        return {path.name: path}
+    if not path.is_dir():
+        raise DataError(f"there is no file or folder {path}; give a capture or a folder of captures")
+    files = (f for f in sorted(path.rglob("*")) if f.is_file() and not f.name.startswith("."))
+    found = {str(f.relative_to(path)): f for f in files if is_capture(f)}
+    if not found:
+        raise DataError(f"{path} holds no capture (*.pcap, *.pcapng)")
+    return found
+
+
+def read(path: Path, plugins: Plugins) -> Traffic:
+    """
+    Read one capture, whatever its format, with its flows assembled. Raises DataError.
+    """
+    other = None if is_capture(path) else plugins.open_capture(path)
+    return assemble(read_capture(path) if other is None else other, source=path.name)
+
+
+def flow_names(labels: Sequence[str]) -> list[tuple[str, int]]:
+    """
+    Return for each flow the folder of its label, and its number in it, from 1.
+    """
+    last: dict[str, int] = {}
+    names = []
+    for label in labels:
+        last[label] = last.get(label, 0) + 1
+        names.append((folder_name(label), last[label]))
+    return names
+
+
+def folder_name(label: str) -> str:
+    """
+    Return a label as the name of a folder: what a file system does not take is written as ``%2F``.
+    """
+    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|%]', lambda m: f"%{ord(m[0]):02X}", label)
+    return re.sub(r"^\.", "%2E", name) or "%"
+
+
+def class_table(real: RealTraffic) -> list[dict[str, Any]]:
+    """
+    Return one row a class: its label, flows to train and test with, packets and bytes.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for part, traffic in (("train", real.train), ("test", real.test)):
+        for summary in dataset.summary(traffic):
+            row = rows.setdefault(summary.label, {"label": summary.label})
+            row[f"{part}_flows"] = int((traffic.flows.labels == summary.label).sum())
+            row[f"{part}_packets"] = summary.packets
+            row["median_packets"] = summary.median_packets
+    return list(rows.values())
+
+
+def _synthesize(
+    course: Run,
+    name: str,
+    backend: Backend,
+    request: SampleRequest,
+    parts: Components,
+    context: Context,
+    prefix: str = "",
+) -> Synthesis:
+    with course.stage(f"{prefix}generate", name) as row:
+        generated = generate(backend, request, context)
+        row |= {"flows": len(generated), "sha256": generated.digest()}
+    with course.stage(f"{prefix}repair"):
+        return _finish(generated, parts.encoder, parts.rules, context)
+
+
+def _finish(generated: Encoded, encoder: Encoder, rules: Rules, context: Context) -> Synthesis:
+    constrained, in_bits = constrain(generated, rules)
+    traffic, in_packets = repair(decode(constrained, encoder, context), rules, context)
+    repairs = {name: {k: in_bits[name][k] + in_packets[name][k] for k in in_bits[name]} for name, _ in rules}
+    return Synthesis(generated=generated, traffic=traffic, repairs=repairs)
+
+
+def _rows_changed(before: Encoded, after: Encoded) -> dict[str, int]:
+    if before.rows.shape != after.rows.shape:
+        return _changes(0, 0, 0, abs(len(before.rows) - len(after.rows)))
+    if before.rows is after.rows:
+        return _changes(0, before.rows.size, 0, 0)
+    differs = before.rows != after.rows
+    return _changes(int(differs.sum()), differs.size, int(differs.any(1).sum()), 0)
+
+
+def _packets_changed(before: Traffic, after: Traffic) -> dict[str, int]:
+    """
+    Count the bits that differ in packets that kept their length, and the packets that did not.
+    """
+    if len(before) != len(after):
+        return _changes(0, 0, 0, abs(len(before) - len(after)))
+    if before.data is after.data:
+        return _changes(0, 8 * len(before.data), 0, 0)
+    kept = np.flatnonzero(before.captured_lengths == after.captured_lengths)
+    resized = len(before) - len(kept)
+    if resized:
+        before, after = before.select_packets(kept), after.select_packets(kept)
+    differing = np.flatnonzero(before.data != after.data)
+    bits = np.unpackbits(before.data[differing] ^ after.data[differing]).sum()
+    packets = np.unique(np.searchsorted(before.offsets, differing, side="right"))
+    return _changes(int(bits), 8 * len(before.data), len(packets) + resized, resized)
+
+
+def _changes(bits: int, total: int, packets: int, resized: int) -> dict[str, int]:
+    return {"bits_changed": bits, "bits_total": total, "packets_changed": packets, "packets_resized": resized}
+
+
+def _options(component: Any) -> dict[str, Any]:
+    return {f.alias: getattr(component.options, f.name) for f in attrs.fields(type(component.options)) if f.init}
+
+
+def _refuse_unused(table: str, options: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in options:
+        if name not in names:
+            raise ConfigError(
+                f"[{table}.{name}] has options, but {name!r} takes no part.{did_you_mean(name, names)} "
+                f"In use: {', '.join(names) or 'none'}"
+            )
+
+
+def _save_encoded(encoded: Encoded, folder: Path, config: RunConfig) -> None:
+    folder.mkdir(parents=True)
+    storage.save(encoded, folder, encoder_index(config))
+
+
+def _input_files(traffic: Traffic, data: Path) -> dict[str, Any]:
+    """
+    Return how many capture files the flows came from, and one digest over them.
+    """
+    base = data if data.is_dir() else data.parent
+    files = [base / source for source in np.unique(traffic.flows.sources).tolist() if (base / source).is_file()]
+    return {"data": str(data), "files": len(files), "sha256": manifest.files_digest(files, base)}
+
+
+def _flows(n: int) -> str:
+    return f"{n} flow" if n == 1 else f"{n} flows"

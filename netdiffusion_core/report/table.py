@@ -1,0 +1,34 @@
+"""
+The scores as a table for the terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from ..model import Score
+from .verdict import ARROWS, figures, graded, number
+
+STYLES = {"good": "bold green", "fair": "bold yellow", "poor": "bold red", "none": "bold"}
+
+
+def score_table(rows: Mapping[str, Sequence[Score]]) -> Table:
+    """
+    Return one line a figure: which way is better, ours coloured by its grade, the floor, the baselines.
+    """
+    backends, grades = list(rows), graded(rows)
+    table = Table(caption="↑ more is better, ↓ less is better; floor: real against real", caption_justify="left")
+    table.add_column("figure")
+    table.add_column()
+    for title in [*backends[:1], "floor", *backends[1:]]:
+        table.add_column(Text(title), justify="right")
+    for name, scores in figures(rows).items():
+        some = next(iter(scores.values()))
+        cells = [Text(number(scores[b].value if b in scores else None)) for b in backends]
+        if name in grades:
+            cells[0].stylize(STYLES[grades[name]])
+        table.add_row(Text(name), ARROWS[some.goal], *cells[:1], Text(number(some.floor), "dim"), *cells[1:])
+    return table

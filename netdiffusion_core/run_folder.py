@@ -1,0 +1,152 @@
+"""
+Output folders that are whole or not there, and the course of a run: stages, times, observers.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from .errors import ConfigError, NetDiffusionError, RunError
+from .plugins import Plugins
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool = False, inputs: Sequence[Path] = ()) -> Iterator[Path]:
+    """
+    Yield a private folder beside `target` that takes its name when all went well, and is removed otherwise.
+
+    overwrite  replace what stands there; it is removed only after the new folder stands in its place
+    inputs     files and folders that the work reads: a target that holds one of them is refused
+
+    Raises ConfigError, before any work, when `target` exists or must not be replaced; RunError when it cannot be
+    written.
+    """
+    target = Path(os.path.abspath(target))
+    _check_free(target, overwrite, inputs)
+    parent = target.parent
+    partial = None
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
+        partial.chmod(0o777 & ~_umask())
+        yield partial
+        _put(partial, target, overwrite)
+    except BaseException as error:
+        # What was it? A full disk must be seen before the half-written folder is removed.
+        sentence = no_space(error, parent) or (explain(error) if isinstance(error, OSError) else "")
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        if sentence:
+            raise RunError(f"{sentence}; {target} was not written".replace(str(partial), str(target))) from error
+        if isinstance(error, NetDiffusionError) and str(partial) in str(error):  # nobody needs to know its first name
+            raise type(error)(str(error).replace(str(partial), str(target))) from error
+        raise
+
+
+def explain(error: OSError) -> str:
+    """
+    Say an operating system's error in a sentence.
+    """
+    text = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {text}" if error.filename else text
+
+
+def no_space(error: BaseException, folder: Path) -> str:
+    """
+    Return a sentence when the error comes from a full disk, else an empty string.
+    """
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # NumPy's short writes carry no errno, and safetensors' errors are no OSError.
+    short = isinstance(error, OSError) and error.errno is None and _free_bytes(folder) < 1 << 20
+    if not (full or short or "No space left on device" in str(error)):
+        return ""
+    free = _free_bytes(folder) >> 20
+    return f"no space left on the device of {folder} ({free} MiB free): free some, or choose another output"
+
+
+@attrs.define(kw_only=True)
+class Run:
+    """
+    The course of one run: times its stages and tells the observers.
+
+    folder  where the run is written until it takes its final name
+    stages  one row a finished stage: ``name``, ``seconds`` and what the stage noted (``sha256`` and the like)
+    """
+
+    plugins: Plugins
+    folder: Path
+    stages: list[dict[str, Any]] = attrs.field(factory=list)
+
+    @contextmanager
+    def stage(self, name: str, component: str = "") -> Iterator[dict[str, Any]]:
+        """
+        Run one stage. Yields the row of the manifest, for the stage to add to.
+        """
+        row: dict[str, Any] = {"name": name} | ({"component": component} if component else {})
+        self.plugins.notify("netdiffusion_stage_started", stage=name, folder=self.folder)
+        start = time.perf_counter()
+        try:
+            yield row
+        except Exception as error:
+            error.add_note(f"in stage {name}{f' ({component})' if component else ''}")
+            raise
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        self.stages.append(row)
+        self.plugins.notify("netdiffusion_stage_finished", stage=name, folder=self.folder, seconds=row["seconds"])
+
+
+def _check_free(target: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise ConfigError(f"{target} exists already; choose another output, or replace it with --overwrite")
+    if target.is_symlink() or not target.is_dir():
+        raise ConfigError(f"{target} is no folder, and --overwrite replaces folders only; choose another output")
+    place = target.resolve()
+    for kept in (Path.cwd(), Path.home(), *inputs):
+        if kept.resolve().is_relative_to(place):
+            raise ConfigError(f"--overwrite would remove {kept}, which lies in {target}; choose another output")
+
+
+def _put(partial: Path, target: Path, overwrite: bool) -> None:
+    """
+    Give the finished folder its name.
+    """
+    if not os.path.lexists(target):
+        os.rename(partial, target)
+        return
+    if not overwrite:
+        raise ConfigError(f"{target} appeared while the work went on, and was left alone; choose another output")
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    os.rename(target, aside / target.name)
+    try:
+        os.rename(partial, target)
+    except BaseException:
+        os.rename(aside / target.name, target)
+        raise
+    finally:
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 1 << 40
