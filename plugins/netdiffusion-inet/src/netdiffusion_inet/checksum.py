@@ -1,0 +1,117 @@
+"""
+The Internet checksum (RFC 1071) of every packet at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netdiffusion_core.capture.dissect import Dissection, uint
+from netdiffusion_core.model import ICMP, TCP, UDP, Traffic
+
+Array = NDArray[Any]
+
+_FIELD = {TCP: 16, UDP: 6}  # where the checksum is in its header; ICMP and ICMPv6: 2
+
+
+def word_sums(data: Array, start: Array, end: Array) -> NDArray[np.int64]:
+    """
+    Return the sum of the big-endian 16-bit words of each ``data[start[i]:end[i]]``; an odd last byte is padded with 0.
+
+    The words are added up at even positions. A region that begins at an odd one has its bytes in the wrong halves,
+    which in one's complement only exchanges the halves of the sum (RFC 1071 section 2, byte order independence).
+    """
+    if len(data) % 2:
+        data = np.append(data, np.uint8(0))
+    words = data.view(">u2")
+    low, high = start // 2, np.minimum((end + 1) // 2, len(words) - 1)
+    sums = np.add.reduceat(words, np.column_stack([low, high]).ravel(), dtype=np.int64)[::2] if len(start) else start
+    sums = np.where(low < high, sums, 0) + np.where((end + 1) // 2 > high, int(words[-1:].sum()), 0)
+    odd_start, odd_end = start % 2 == 1, end % 2 == 1
+    before, behind = data[np.where(odd_start, start - 1, 0)], data[np.where(odd_end, end, 0)]
+    sums = sums - np.where(odd_start, before.astype(np.int64) << 8, 0) - np.where(odd_end, behind, 0)
+    folded = fold(sums)
+    sums = np.where(odd_start, folded >> 8 | (folded & 0xFF) << 8, folded)
+    return np.where(end > start, sums, 0)
+
+
+def short_sums(data: Array, start: Array, lengths: Array) -> NDArray[np.int64]:
+    """
+    Return the same sums for a few bytes, an even number of them, anywhere in `data`: those of headers.
+    """
+    column = np.arange(lengths.max(initial=0))
+    inside = column < lengths[:, None]
+    octets = np.where(inside, data[np.where(inside, start[:, None] + column, 0)], 0).astype(np.int64)
+    return (octets[:, ::2].sum(1) << 8) + octets[:, 1::2].sum(1)
+
+
+def fold(sums: Array) -> NDArray[np.int64]:
+    """
+    Add the carries back in, as one's complement addition does, until 16 bits are left.
+    """
+    for _ in range(4):
+        sums = (sums & 0xFFFF) + (sums >> 16)
+    return sums
+
+
+def ipv4_checksums(data: Array, at: Array, header_lengths: Array) -> NDArray[np.int64]:
+    """
+    Return what the checksum field of each IPv4 header at `at` must hold (RFC 791 section 3.1).
+    """
+    return fold(short_sums(data, at, header_lengths) - uint(data, at + 10, 2)) ^ 0xFFFF
+
+
+def checksum_offsets(headers: Dissection, packets: Array) -> NDArray[np.int64]:
+    """
+    Return where the transport checksum of these packets is in the traffic's bytes.
+    """
+    protocol = headers.protocols[packets]
+    field = np.where(protocol == TCP, _FIELD[TCP], np.where(protocol == UDP, _FIELD[UDP], 2))
+    return headers.transport_offsets[packets] + field
+
+
+def transport_checksums(data: Array, traffic: Traffic, headers: Dissection, packets: Array) -> NDArray[np.int64]:
+    """
+    Return what the checksum field of the transport header of these packets must hold: TCP (RFC 9293 section 3.1), UDP
+    (RFC 768), ICMP (RFC 792) and ICMPv6 (RFC 4443 section 2.3), the pseudo-header of RFC 8200 section 8.1 included.
+    Bytes that were not captured count as zeros.
+    """
+    ip, at = headers.ip_offsets[packets], headers.transport_offsets[packets]
+    protocol, is4 = headers.protocols[packets], headers.ip_versions[packets] == 4
+    length = headers.ip_lengths[packets] - headers.ip_header_lengths[packets]
+    end = np.maximum(np.minimum(at + length, traffic.offsets[1:][packets]), at)
+    sums = word_sums(data, at, end) - uint(data, checksum_offsets(headers, packets), 2)
+    addresses = ip + np.where(is4, 12, 8)
+    pseudo = short_sums(data, addresses, np.where(is4, 8, 32)) + protocol + length
+    value = fold(sums + np.where(protocol == ICMP, 0, pseudo)) ^ 0xFFFF
+    return np.where((protocol == UDP) & (value == 0), 0xFFFF, value)  # RFC 768: zero means no checksum
+
+
+def judged(traffic: Traffic, headers: Dissection) -> NDArray[np.bool_]:
+    """
+    Return bool[packets]: the transport header and all that its checksum covers were captured, so that it can be judged.
+    """
+    whole = headers.ip_offsets + headers.ip_lengths <= traffic.offsets[1:]
+    return (headers.transport_offsets >= 0) & ~headers.fragments & whole
+
+
+def wrong_transport_checksums(traffic: Traffic, headers: Dissection, protocols: tuple[int, ...]) -> NDArray[np.int64]:
+    """
+    Return the packets of these protocols whose transport checksum is wrong. One that was not captured whole is not
+    judged, nor is UDP over IPv4 without a checksum.
+    """
+    packets = np.flatnonzero(judged(traffic, headers) & np.isin(headers.protocols, protocols))
+    found = uint(traffic.data, checksum_offsets(headers, packets), 2)
+    expected = transport_checksums(traffic.data, traffic, headers, packets)
+    without = (headers.protocols[packets] == UDP) & (found == 0)
+    return packets[np.where(without, headers.ip_versions[packets] == 6, differ(found, expected))]
+
+
+def differ(found: Array, expected: Array) -> Array:
+    """
+    Compare checksums as a receiver does: 0 and 0xFFFF are the same number in one's complement.
+    """
+    return np.not_equal((found - expected) % 0xFFFF, 0)

@@ -1,0 +1,123 @@
+"""
+The options of TCP and IPv4 headers: walk the list of all packets at once, and blank what is malformed.
+
+Both lists are written alike (RFC 9293 section 3.1, RFC 791 section 3.1): 0 ends the list, 1 does nothing, any other
+kind is followed by a length that counts both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+END, NOP = 0, 1
+MSS, WINDOW_SCALE, SACK_PERMITTED, SACK, TIMESTAMPS = 2, 3, 4, 5, 8
+
+TCP_LENGTHS: Mapping[int, tuple[int, ...]] = {
+    MSS: (4,),  # RFC 9293
+    WINDOW_SCALE: (3,),  # RFC 7323
+    SACK_PERMITTED: (2,),  # RFC 2018
+    SACK: (10, 18, 26, 34),
+    TIMESTAMPS: (10,),  # RFC 7323
+    19: (18,),  # MD5 signature, RFC 2385
+    28: (4,),  # user timeout, RFC 5482
+    34: (2, *range(6, 19, 2)),  # fast open cookie, RFC 7413
+}
+IPV4_LENGTHS: Mapping[int, tuple[int, ...]] = {148: (4,)}  # router alert, RFC 2113
+
+
+def table(lengths: Mapping[int, tuple[int, ...]]) -> NDArray[np.bool_]:
+    """
+    Return bool[256, 256]: whether an option of this kind may have this length.
+    """
+    legal = np.zeros((256, 256), bool)
+    for kind, sizes in lengths.items():
+        legal[kind, list(sizes)] = True
+    return legal
+
+
+def walk(options: Array, sizes: Array, legal: Array, mend: Mapping[int, int] | None = None) -> tuple[Array, Array]:
+    """
+    Follow each packet's list of options. Returns ``(options, kinds)``.
+
+    options  uint8[n, 40]: a copy in which what cannot be understood is NOP and what follows the end of the list is 0
+    kinds    uint8[n, 40]: the kind at each byte where an option begins, 0 elsewhere
+
+    sizes  int64[n]: bytes of options of each packet
+    legal  bool[256, 256], see `table`; an option of a kind or length that is not there is blanked
+    mend   kinds whose length byte is written over if it is wrong: kind -> length
+    """
+    n = len(options)
+    options = np.hstack([options, np.zeros((n, 1), np.uint8)])  # a column more: the last byte may lack its length
+    kinds = np.zeros_like(options)
+    column = np.arange(options.shape[1])
+    at = np.zeros(n, np.int64)
+    i = np.arange(n)
+    while len(i := i[at[i] < sizes[i]]):
+        kind = options[i, at[i]]
+        for wanted, size in (mend or {}).items():
+            fits = i[(kind == wanted) & (at[i] + size <= sizes[i])]
+            options[fits, at[fits] + 1] = size
+        length = options[i, at[i] + 1].astype(np.int64)
+        known = legal[kind, length] & (at[i] + length <= sizes[i])
+        kinds[i[known], at[i[known]]] = kind[known]
+        end = i[kind == END]
+        options[end] = np.where(column > at[end, None], 0, options[end])
+        blank = ~known & (kind > NOP)
+        whole = blank & (length >= 2) & (at[i] + length <= sizes[i])
+        step = np.where(known | whole, length, 1)
+        rows = i[blank]
+        inside = (column >= at[rows, None]) & (column < (at[rows] + step[blank])[:, None])
+        options[rows] = np.where(inside, NOP, options[rows])
+        at[i] += step
+        at[end] = sizes[end]
+    return options[:, :-1], kinds[:, :-1]
+
+
+def extent(options: Array, kinds: Array, chosen: Array) -> NDArray[np.bool_]:
+    """
+    Return bool[n, 40]: the bytes of the options that begin where `chosen` holds.
+    """
+    column = np.arange(options.shape[1])
+    begin = np.maximum.accumulate(np.where(kinds > NOP, column, 0), axis=1)
+    length = np.take_along_axis(np.roll(options, -1, axis=1), begin, 1)
+    return np.take_along_axis(chosen & (kinds > NOP), begin, 1) & (column < begin + length)
+
+
+def squeeze(options: Array, sizes: Array, gone: Array) -> tuple[Array, Array]:
+    """
+    Take out the bytes where `gone`, bool[n, 40], holds. What follows moves up, and the end of the list is marked.
+    Returns ``(options, sizes)``, the sizes in whole words.
+    """
+    column = np.arange(options.shape[1])
+    gone = gone & (column < sizes[:, None])
+    options = np.take_along_axis(options, np.argsort(gone, axis=1, kind="stable"), 1)
+    kept = sizes - gone.sum(1)
+    return np.where(column < kept[:, None], options, END).astype(np.uint8), (kept + 3) // 4 * 4
+
+
+def append(options: Array, sizes: Array, rows: Array, extra: Array, legal: Array) -> tuple[Array, Array]:
+    """
+    Add the bytes `extra` behind the options of these rows, or instead of them where there is no room. Returns
+    ``(options, sizes)``.
+    """
+    options, sizes = options.copy(), sizes.copy()
+    room = np.where(sizes[rows] + len(extra) <= options.shape[1], sizes[rows], 0)
+    kinds = walk(options[rows], sizes[rows], legal)[1]
+    options[rows] = np.where(extent(options[rows], kinds, kinds > NOP), options[rows], NOP)
+    options[rows[:, None], room[:, None] + np.arange(len(extra))] = extra
+    sizes[rows] = room + len(extra)
+    return options, sizes
+
+
+def find(kinds: Array, kind: int) -> NDArray[np.int64]:
+    """
+    Return where the first option of this kind begins, -1 where there is none: int64[n].
+    """
+    hit = kinds == kind
+    return np.where(hit.any(1), hit.argmax(1), -1)

@@ -1,0 +1,97 @@
+"""
+Fixtures: the rule sets in their order, and Encoded flows that no model would dare to produce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from netdiffusion_core.model import MISSING, Encoded, Traffic, Violation
+from netdiffusion_inet.icmp import IcmpRules
+from netdiffusion_inet.interpacket import InterpacketRules
+from netdiffusion_inet.ipv4 import Ipv4Rules
+from netdiffusion_inet.ipv6 import Ipv6Rules
+from netdiffusion_inet.tcp import TcpRules
+from netdiffusion_inet.udp import UdpRules
+
+
+@pytest.fixture(scope="session")
+def rules() -> SimpleNamespace:
+    """
+    All rule sets in order: ``constrain(encoded)``, ``repair(traffic)``, ``check(traffic)``.
+    """
+    sets = [Ipv4Rules(), Ipv6Rules(), InterpacketRules(), TcpRules(), UdpRules(), IcmpRules()]
+
+    def constrain(encoded: Encoded) -> Encoded:
+        for each in sets:
+            encoded = each.constrain(encoded)
+        return encoded
+
+    def repair(traffic: Traffic) -> Traffic:
+        for each in sets:
+            traffic = each.repair(traffic, np.random.default_rng(1))
+        return traffic
+
+    def check(traffic: Traffic) -> list[Violation]:
+        return [violation for each in sets for violation in each.check(traffic)]
+
+    return SimpleNamespace(sets=sets, constrain=constrain, repair=repair, check=check)
+
+
+@pytest.fixture(scope="session")
+def dream() -> Callable[..., Encoded]:
+    """
+    ``dream(kind, seed, flows, packets, layout)`` returns Encoded flows.
+
+    ternary, binary  every value random: headers in pieces, or all of them at once
+    zeros, ones, missing
+    stacks           one IP version and one transport a flow, every bit of them random
+    """
+    layouts = pytest.importorskip("netdiffusion_nprint.layout").LAYOUTS
+
+    def make(kind: str, seed: int, flows: int, packets: int, layout: str = "trace") -> Encoded:
+        rng = np.random.default_rng(seed)
+        shape = (flows * packets, layouts[layout].width)
+        if kind in ("zeros", "ones", "missing"):
+            rows = np.full(shape, {"zeros": 0, "ones": 1, "missing": MISSING}[kind])
+        else:
+            rows = rng.integers(-1 if kind == "ternary" else 0, 2, shape)
+        if kind == "stacks":
+            for flow in rows.reshape(flows, packets, -1):
+                _one_stack(flow, layouts[layout].spans(), rng)
+        return Encoded(
+            rows=rows,
+            starts=np.arange(flows + 1) * packets,
+            labels=np.full(flows, "dream"),
+            start_times=np.full(flows, 1_600_000_000_000_000_000),
+            layout=layouts[layout],
+        )
+
+    return make
+
+
+def _one_stack(rows: Any, spans: Any, rng: np.random.Generator) -> None:
+    """
+    Make the rows of one flow IPv4 or IPv6 with one transport, packets of ordinary size and pace.
+    """
+    rows[:, spans["ipv6" if rng.random() < 0.7 else "ipv4"]] = MISSING
+    kept = rng.choice(["tcp", "udp", "icmp"], p=[0.6, 0.2, 0.2])
+    for header in {"tcp", "udp", "icmp"} - {kept}:
+        rows[:, spans[header]] = MISSING
+    for field in ("ipv4.opt", "tcp.opt"):
+        words = rng.integers(0, 11, len(rows)) * rng.integers(0, 2)
+        part = rows[:, spans[field]]
+        part[np.arange(320) >= 32 * words[:, None]] = MISSING
+    for field, high_bits in (("ipv4.tl", 5), ("ipv6.len", 5), ("trace.iat_us", 28)):
+        if field in spans:
+            part = rows[:, spans[field]]
+            part[:, :high_bits] = np.where(part[:, :high_bits] == MISSING, MISSING, 0)
+    for field in ("tcp.syn", "tcp.rst", "tcp.fin"):  # half of the flows without each: long connections, parts of one
+        if rng.random() < 0.5:
+            part = rows[:, spans[field]]
+            part[part != MISSING] = 0
