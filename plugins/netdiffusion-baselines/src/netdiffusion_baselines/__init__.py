@@ -1,0 +1,3 @@
+"""
+Trivial generators that every report compares a model with: ``bernoulli`` and ``bootstrap``.
+"""

@@ -1,0 +1,3 @@
+"""
+Six ways to judge synthetic traffic against real traffic: fidelity, utility, detectability, compliance, timing, novelty.
+"""

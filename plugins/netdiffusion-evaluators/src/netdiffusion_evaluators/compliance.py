@@ -1,0 +1,164 @@
+"""
+Compliance: would a receiver accept the packets? Judged by the run's own rule sets, and by tshark where it is installed.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from netdiffusion_core.capture import write_capture
+from netdiffusion_core.context import Context
+from netdiffusion_core.interfaces import Evaluator, RealTraffic, RuleSet
+from netdiffusion_core.model import Score, Traffic
+
+NO_PACKETS = "there are no packets"
+CHECKSUMS = ("ip", "tcp", "udp", "icmp")
+_FIELDS = ("_ws.malformed", *(f"{protocol}.checksum.status" for protocol in CHECKSUMS))
+_BAD, _UNVERIFIED = "0", "2"  # a checksum status; unverified: the packet was cut. 1: good, 3: not present
+
+
+@attrs.frozen(kw_only=True)
+class ComplianceOptions:
+    """
+    Options of the ``compliance`` evaluator.
+    """
+
+    tshark_timeout_s: float = attrs.field(
+        default=120.0,
+        validator=attrs.validators.gt(0),
+        metadata={"help": "seconds that tshark may take to read one side's packets"},
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """
+    figures     shares, by the name of the score
+    objections  how often who objected, by kind
+    reason      why nothing was measured
+    """
+
+    figures: Mapping[str, float] = attrs.field(factory=dict)
+    objections: Mapping[str, Counter[str]] = attrs.field(factory=dict)
+    reason: str = ""
+
+
+class Compliance(Evaluator):
+    """
+    Share of flows without errors by the rule sets, and of packets that tshark objects to.
+    """
+
+    Options = ComplianceOptions
+
+    def evaluate(self, real: RealTraffic, synthetic: Traffic, context: Context) -> Iterable[Score]:
+        """
+        Return ``flows`` (share without any error by `context.rules`), ``tshark_malformed`` and ``tshark_bad_checksum``
+        (shares of packets). The floor is what real test traffic gets, which is not perfect either: network cards fill
+        in checksums behind the capture's back. Without rules, or without tshark, the figures are NaN with a reason.
+        """
+        by_rules, by_tshark = [], []
+        with context.progress("compliance", 4) as advance:
+            for traffic in (synthetic, real.test):
+                by_rules.append(check(traffic, context.rules))
+                advance(note="rules")
+                by_tshark.append(tshark(traffic, self.options.tshark_timeout_s))
+                advance(note="tshark")
+        return [
+            _score("flows", "Share of flows without an error by the run's rule sets", "maximize", *by_rules),
+            _score("tshark_malformed", "Share of packets that tshark calls malformed", "minimize", *by_tshark),
+            _score("tshark_bad_checksum", "Share of packets with a bad checksum by tshark", "minimize", *by_tshark),
+        ]
+
+
+def check(traffic: Traffic, rules: Sequence[tuple[str, RuleSet]]) -> Verdict:
+    """
+    Return the share of ``flows`` without an error, and how often each rule is broken.
+    """
+    if not rules or not len(traffic.flows):
+        return Verdict(
+            reason="no rule set is active; pass --rules, such as --rules tcp,udp" if not rules else NO_PACKETS
+        )
+    found = [violation for _, rule_set in rules for violation in rule_set.check(traffic)]
+    wrong = {v.flow for v in found if v.severity == "error" and v.flow >= 0}
+    return Verdict(
+        figures={"flows": 1 - len(wrong) / len(traffic.flows)},
+        objections={"rules": Counter(f"{v.rule} ({v.severity})" for v in found)},
+    )
+
+
+def tshark(traffic: Traffic, timeout_s: float) -> Verdict:
+    """
+    Return the shares of packets that tshark finds malformed (``tshark_malformed``) and with a bad checksum
+    (``tshark_bad_checksum``), and how often which dissector objects.
+    """
+    if not (program := shutil.which("tshark")):
+        return Verdict(reason="tshark is not installed; it comes with Wireshark")
+    order, _ = traffic.by_flow()
+    lines: list[list[str]] = []
+    with tempfile.TemporaryDirectory(prefix="netdiffusion-") as folder:
+        path = Path(folder) / "packets.pcap"
+        for link_type in np.unique(traffic.link_types[order]):  # a pcap file has one
+            write_capture(path, traffic, order[traffic.link_types[order] == link_type])
+            command = [program, "-n", "-r", str(path), "-T", "fields", "-E", "occurrence=f"]
+            command += [f"-o{protocol}.check_checksum:TRUE" for protocol in ("ip", "tcp", "udp")]  # off by default
+            command += [f"-e{field}" for field in _FIELDS]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True)
+            except subprocess.TimeoutExpired:
+                return Verdict(reason=f"tshark took more than {timeout_s:g} s; raise tshark_timeout_s")
+            except (OSError, subprocess.CalledProcessError) as error:
+                return Verdict(reason=f"tshark failed: {getattr(error, 'stderr', '') or error}")
+            lines += [line.split("\t") for line in done.stdout.splitlines()]
+    if not lines:
+        return Verdict(reason=NO_PACKETS)
+    table = np.array(lines)
+    malformed, status = table[:, 0] != "", table[:, 1:]
+    return Verdict(
+        figures={
+            "tshark_malformed": float(malformed.mean()),
+            "tshark_bad_checksum": float((status == _BAD).any(axis=1).mean()),
+        },
+        objections={
+            "malformed": Counter(table[malformed, 0].tolist()),
+            "bad_checksums": _by_protocol(status == _BAD),
+            "unverified_checksums": _by_protocol(status == _UNVERIFIED),
+        },
+    )
+
+
+def _by_protocol(marked: NDArray[np.bool_]) -> Counter[str]:
+    return Counter(dict(zip(CHECKSUMS, marked.sum(axis=0).tolist(), strict=True)))
+
+
+def _score(name: str, summary: str, goal: Literal["minimize", "maximize"], ours: Verdict, real: Verdict) -> Score:
+    """
+    Return one figure, with tables of the objections to both sides in its detail, the most frequent first.
+    """
+    detail: dict[str, Any] = {"reason": ours.reason} if ours.reason else {}
+    for kind, counts in ours.objections.items():
+        expected = real.objections.get(kind, Counter())
+        detail[kind] = [
+            {"objection": what, "synthetic": counts[what], "real_test": expected[what]}
+            for what, _ in (counts + expected).most_common()
+        ]
+    return Score(
+        name=f"compliance.{name}",
+        value=ours.figures.get(name, math.nan),
+        goal=goal,
+        lower=0.0,
+        upper=1.0,
+        floor=real.figures.get(name),
+        summary=summary,
+        detail=detail,
+    )

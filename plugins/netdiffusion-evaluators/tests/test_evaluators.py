@@ -1,0 +1,316 @@
+"""
+Each evaluator must object to what it is made for, and to nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shutil
+
+import attrs
+import numpy as np
+import pytest
+
+from netdiffusion_core.capture import assemble
+from netdiffusion_core.capture.pcapfile import NO_FLOWS
+from netdiffusion_core.context import Context
+from netdiffusion_core.errors import ConfigError
+from netdiffusion_core.interfaces import RealTraffic, RuleSet
+from netdiffusion_core.model import LINK_RAW, MISSING, Score, Traffic, Violation, concatenate
+from netdiffusion_evaluators.compliance import Compliance, ComplianceOptions
+from netdiffusion_evaluators.detectability import Detectability, DetectabilityOptions
+from netdiffusion_evaluators.features import ClassifierOptions
+from netdiffusion_evaluators.fidelity import Fidelity, hellinger, jensen_shannon, total_variation
+from netdiffusion_evaluators.novelty import Novelty
+from netdiffusion_evaluators.plugin import netdiffusion_register_evaluators
+from netdiffusion_evaluators.timing import Timing
+from netdiffusion_evaluators.utility import Utility
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+FLOWS = 30
+EVALUATORS = [
+    Fidelity(),
+    Utility(ClassifierOptions(trees=10)),
+    Detectability(DetectabilityOptions(trees=10)),
+    Timing(),
+    Novelty(),
+]
+
+
+@pytest.fixture(scope="module")
+def real(make_traffic) -> RealTraffic:
+    return RealTraffic(train=make_traffic(10, FLOWS), test=make_traffic(11, FLOWS))
+
+
+def judge(real: RealTraffic, synthetic: Traffic, context: Context, evaluators=EVALUATORS) -> dict[str, Score]:
+    return {s.name: s for e in evaluators for s in e.evaluate(real, synthetic, context)}
+
+
+@pytest.fixture(scope="module")
+def honest(real, make_traffic, context) -> dict[str, Score]:
+    """
+    What a perfect generator gets: new flows from the very source of the real ones.
+    """
+    return judge(real, make_traffic(12, FLOWS), context)
+
+
+def failed(scores: dict[str, Score], honest: dict[str, Score]) -> set[str]:
+    """
+    Return the figures that are clearly worse than the perfect generator's and than the floor.
+    """
+    margins = {"timing.packet_size": 30.0}
+    for figure in ("jsd", "tvd", "hellinger"):  # a mean over 1088 bits moves little
+        margins |= {f"fidelity.{figure}": 0.003, f"fidelity.informative_{figure}": 0.01}
+    result = set()
+    for name, score in scores.items():
+        sign = 1 if score.goal == "minimize" else -1
+        expected = max(sign * honest[name].value, sign * score.floor)
+        if sign * score.value > expected + margins.get(name, 0.08):
+            result.add(name)
+    return result
+
+
+def by_axis(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def test_a_perfect_generator_is_told_so(honest):
+    assert failed(honest, honest) == set()
+    assert honest["utility.macro_f1"].value > 0.95
+    assert honest["utility.statistics_macro_f1"].value > 0.95
+    assert honest["utility.ratio"].value == pytest.approx(1, abs=0.05)
+    assert honest["detectability.auc"].value < 0.7
+    assert honest["detectability.statistics_auc"].value < 0.7
+    assert honest["novelty.copies"].value == 0
+    assert honest["novelty.distinct"].value == 1
+    assert honest["novelty.distance"].value > 0.95
+    for score in honest.values():
+        assert score.lower <= score.value <= score.upper
+        assert score.lower <= score.floor <= score.upper
+        assert score.summary
+
+
+def test_the_same_flows_are_at_distance_zero(real, context):
+    scores = judge(real, real.test, context, [Fidelity(), Timing()])
+    assert all(score.value == pytest.approx(0, abs=1e-12) for score in scores.values())
+    assert all(score.floor > 0 for score in scores.values())
+
+
+def test_copied_flows_fail_novelty_only(real, honest, context):
+    rng = np.random.default_rng(0)
+    chosen = np.concatenate([rng.choice(np.flatnonzero(real.train.flows.labels == c), FLOWS) for c in ("web", "call")])
+    copies = concatenate([real.train.select_flows([i]) for i in chosen])
+    # drawn again and again, copies also betray each other, so detectability may object as well
+    scores = judge(real, copies, context)
+    assert by_axis(failed(scores, honest)) - {"detectability"} == {"novelty"}
+    assert scores["novelty.copies"].value == 1
+    assert scores["novelty.distance"].value == 0
+    assert scores["novelty.distinct"].value < 0.8
+
+    # fresh identification, sequence numbers and checksums do not make a copy new
+    data = copies.data.copy()
+    for at in (4, 5, 10, 11):
+        data[copies.offsets[:-1] + at] = rng.integers(0, 256, len(copies))
+    disguised = judge(real, attrs.evolve(copies, data=data), context, [Novelty()])
+    assert disguised["novelty.copies"].value == 1
+
+
+def test_swapped_labels_fail_utility(real, make_traffic, context):
+    fresh = make_traffic(12, FLOWS)
+    swapped = np.where(fresh.flows.labels == "web", "call", "web")
+    liar = attrs.evolve(fresh, flows=attrs.evolve(fresh.flows, labels=swapped))
+    scores = judge(real, liar, context, [Utility(ClassifierOptions(trees=10))])
+    for name in ("accuracy", "macro_f1", "statistics_accuracy", "statistics_macro_f1", "ratio"):
+        assert scores[f"utility.{name}"].value < 0.05, name
+    assert scores["utility.accuracy"].floor > 0.95
+
+
+def test_random_bits_fail_fidelity_and_are_detected_by_name(real, honest, make_traffic, context):
+    encoder, rng = context.encoder, np.random.default_rng(0)
+    encoded = encoder.encode(make_traffic(12, FLOWS))
+    rows = encoded.rows.copy()
+    for field in ("ipv4.tos", "ipv4.ttl", "tcp.wsize"):
+        bits = rows[:, encoded.layout.span(field)]
+        bits[:] = np.where(bits == MISSING, MISSING, rng.integers(0, 2, bits.shape))
+    noisy = encoder.decode(attrs.evolve(encoded, rows=rows), rng)
+    scores = judge(real, noisy, context)
+    missed = failed(scores, honest)
+    assert missed == {"fidelity.jsd", "fidelity.tvd", "fidelity.hellinger", "detectability.auc"}
+    assert scores["detectability.auc"].value > 0.99
+    for label in ("web", "call"):
+        telltales = " ".join(scores["detectability.auc"].detail["telltale_features"][label])
+        assert "ipv4_ttl" in telltales or "ipv4_tos" in telltales
+    worst = scores["fidelity.jsd"].detail["per_field"]
+    assert {"ipv4.tos", "ipv4.ttl"} <= set(sorted(worst, key=worst.get)[-3:])
+
+
+def test_time_reversal_fails_what_knows_order_and_nothing_else(real, honest, make_traffic, context):
+    fresh = make_traffic(12, FLOWS)
+    first, last = (
+        f.reduceat(fresh.timestamps, np.unique(fresh.flow_of, return_index=True)[1]) for f in (np.minimum, np.maximum)
+    )
+    backwards = attrs.evolve(fresh, timestamps=(first + last)[fresh.flow_of] - fresh.timestamps)
+    scores = judge(real, backwards, context, [Fidelity(), Timing()])
+    assert failed(scores, honest) == {"fidelity.transitions", "timing.turns"}
+
+
+def test_wrong_times_fail_timing_only(real, honest, make_traffic, context):
+    fresh = make_traffic(12, FLOWS)
+    start = fresh.timestamps.min()
+    slow = attrs.evolve(fresh, timestamps=start + (fresh.timestamps - start) * 10)
+    scores = judge(real, slow, context, [Fidelity(), Timing(), Novelty()])
+    assert failed(scores, honest) == {"timing.inter_arrival", "timing.turns", "timing.duration"}
+    assert scores["timing.duration"].value == pytest.approx(1, abs=0.15)  # ten times is one power of ten
+
+
+def test_a_generator_of_one_flow_fails_distinct_and_diversity(real, honest, make_traffic, context):
+    one = make_traffic(12, 1)
+    scores = judge(real, concatenate([one] * FLOWS), context, [Novelty()])
+    assert {"novelty.distinct", "novelty.diversity"} <= failed(scores, honest)
+    assert "novelty.copies" not in failed(scores, honest)
+    assert scores["novelty.diversity"].value == 0
+    assert scores["novelty.distinct"].value == pytest.approx(1 / FLOWS)
+
+
+def test_the_same_seed_gives_the_same_scores(real, make_traffic, context, honest):
+    again = judge(real, make_traffic(12, FLOWS), context)
+    assert {n: (s.value, s.floor, s.detail) for n, s in again.items()} == {
+        n: (s.value, s.floor, s.detail) for n, s in honest.items()
+    }
+
+
+def test_classes_that_one_side_lacks_are_named_and_left_out(real, make_traffic, context):
+    lacking = RealTraffic(train=real.train, test=real.test.select_flows(real.test.flows.labels == "web"))
+    scores = judge(lacking, make_traffic(12, FLOWS), context)
+    for score in scores.values():
+        assert score.detail["missing_classes"] == {"test": ["call"]}
+    assert set(scores["fidelity.jsd"].detail["per_class"]) == {"web"}
+    assert math.isnan(scores["utility.accuracy"].value)
+    assert "at least two classes" in scores["utility.accuracy"].detail["reason"]
+
+
+def test_nothing_in_common_gives_no_figure_but_a_reason(real, make_traffic, context):
+    stranger = make_traffic(12, 2)
+    stranger = attrs.evolve(stranger, flows=attrs.evolve(stranger.flows, labels=["other"] * len(stranger.flows)))
+    for score in judge(real, stranger, context).values():
+        assert math.isnan(score.value)
+        assert score.floor is None or math.isnan(score.floor)
+        assert score.detail["reason"]
+        json.dumps(score.detail, allow_nan=False)
+
+
+def test_few_and_short_flows_are_judged_as_far_as_possible(make_traffic, context):
+    tiny = RealTraffic(train=make_traffic(1, 3, least=1, most=1), test=make_traffic(2, 3, least=1, most=1))
+    scores = judge(tiny, make_traffic(3, 3, least=1, most=1), context)
+    assert scores["fidelity.transitions"].value <= 1
+    assert scores["utility.accuracy"].value > 0.9
+    assert math.isnan(scores["timing.inter_arrival"].value)
+    assert math.isnan(scores["detectability.auc"].value)
+    assert scores["detectability.auc"].detail["classes_with_too_few_flows"] == {"call": 3, "web": 3}
+
+
+def test_bits_need_an_encoder(real):
+    for evaluator in (Fidelity(), Utility(), Detectability(), Novelty()):
+        with pytest.raises(ConfigError, match="--encoder"):
+            evaluator.evaluate(real, real.test, Context())
+
+
+def test_distances_are_those_of_the_textbook():
+    p, q = np.array([[1.0, 0, 0], [0.5, 0.5, 0]]), np.array([[0, 1.0, 0], [0.5, 0, 0.5]])
+    assert jensen_shannon(p, q) == pytest.approx([1, 0.5])
+    assert total_variation(p, q) == pytest.approx([1, 0.5])
+    assert hellinger(p, q) == pytest.approx([1, math.sqrt(0.5)])
+
+
+def test_every_registered_evaluator_can_be_built():
+    specs = netdiffusion_register_evaluators()
+    for spec in specs:
+        module, name = spec.target.split(":")
+        assert getattr(importlib.import_module(module), name)()
+    assert [s.name for s in specs] == ["fidelity", "utility", "detectability", "compliance", "timing", "novelty"]
+
+
+# --- compliance -------------------------------------------------------------------------------------------------
+
+
+class OddPorts(RuleSet):
+    """
+    Objects to every flow whose initiator's port is odd, and warns of every other.
+    """
+
+    def check(self, traffic: Traffic):
+        for flow, port in enumerate(traffic.flows.initiator_ports):
+            severity = "error" if port % 2 else "warning"
+            yield Violation(rule="toy.port", flow=flow, packet=None, field="port", message="odd", severity=severity)
+
+
+def test_flows_with_errors_are_counted_and_warnings_are_not(real, make_traffic):
+    synthetic = make_traffic(12, FLOWS)
+    context = Context(rules=(("toy", OddPorts()),))
+    score = judge(real, synthetic, context, [Compliance()])["compliance.flows"]
+    odd = synthetic.flows.initiator_ports % 2
+    assert score.value == pytest.approx(1 - odd.mean())
+    assert score.floor == pytest.approx(1 - (real.test.flows.initiator_ports % 2).mean())
+    counts = {row["objection"]: row["synthetic"] for row in score.detail["rules"]}
+    assert counts == {"toy.port (error)": odd.sum(), "toy.port (warning)": len(odd) - odd.sum()}
+
+
+def scapy_traffic(*packets) -> Traffic:
+    scapy_bytes = [bytes(p) for p in packets]
+    lengths = [len(b) for b in scapy_bytes]
+    return assemble(
+        Traffic(
+            data=np.frombuffer(b"".join(scapy_bytes), np.uint8),
+            offsets=np.cumsum([0, *lengths]),
+            timestamps=1_700_000_000_000_000_000 + np.arange(len(packets)) * 1_000_000,
+            wire_lengths=lengths,
+            link_types=np.full(len(packets), LINK_RAW),
+            flow_of=np.full(len(packets), -1),
+            from_initiator=np.zeros(len(packets), bool),
+            flows=NO_FLOWS,
+        )
+    )
+
+
+@pytest.mark.skipif(not shutil.which("tshark"), reason="tshark is not installed")
+def test_tshark_finds_bad_checksums_and_malformed_packets():
+    from scapy.layers.dns import DNS, DNSQR
+    from scapy.layers.inet import IP, TCP, UDP
+
+    ip = IP(src="10.0.0.1", dst="198.18.0.1")
+    good = [ip / TCP(sport=4000 + i, dport=80, flags="S") for i in range(4)]
+    cut_query = bytes(DNS(qd=DNSQR(qname="example.org")))[:-3]
+    bad = [
+        good[0],
+        ip / TCP(sport=5000, dport=80, flags="S", chksum=0xBEEF),
+        IP(src="10.0.0.1", dst="198.18.0.1", chksum=0xBEEF) / UDP(sport=40001, dport=40002) / b"x",
+        ip / UDP(sport=5002, dport=53) / cut_query,
+    ]
+    real = RealTraffic(train=scapy_traffic(*good), test=scapy_traffic(*good))
+    scores = judge(real, scapy_traffic(*bad), Context(), [Compliance()])
+    checksum, malformed = scores["compliance.tshark_bad_checksum"], scores["compliance.tshark_malformed"]
+    assert (checksum.value, checksum.floor) == (0.5, 0)
+    assert {row["objection"]: row["synthetic"] for row in checksum.detail["bad_checksums"]} == {"ip": 1, "tcp": 1}
+    assert (malformed.value, malformed.floor) == (0.25, 0)
+    assert "DNS" in malformed.detail["malformed"][0]["objection"]
+    assert "no rule set" in scores["compliance.flows"].detail["reason"]
+
+
+def test_without_tshark_it_says_so(real, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    score = judge(real, real.test, Context(), [Compliance()])["compliance.tshark_malformed"]
+    assert math.isnan(score.value)
+    assert "not installed" in score.detail["reason"]
+
+
+def test_a_tshark_that_hangs_is_not_waited_for(real, monkeypatch, tmp_path):
+    program = tmp_path / "tshark"
+    program.write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    evaluator = Compliance(ComplianceOptions(tshark_timeout_s=0.2))
+    score = judge(real, real.test, Context(), [evaluator])["compliance.tshark_malformed"]
+    assert "more than 0.2 s" in score.detail["reason"]
