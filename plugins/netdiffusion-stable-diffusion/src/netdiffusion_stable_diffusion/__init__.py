@@ -1,0 +1,3 @@
+"""
+The ``stable-diffusion`` backend: LoRA fine-tuning and ControlNet steering of Stable Diffusion on packet images.
+"""

@@ -1,0 +1,330 @@
+"""
+The ``stable-diffusion`` backend: fine-tune a checkpoint on the user's classes by LoRA, sample flows from it.
+
+Read top to bottom: options, `fit`, `sample`, `save`, `load`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import attrs
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from netdiffusion_core.context import Context, stream_seed
+from netdiffusion_core.errors import ConfigError, DataError, NotFittedError, did_you_mean
+from netdiffusion_core.interfaces import Backend
+from netdiffusion_core.model import Encoded, Layout, SampleRequest
+
+from . import checkpoint as checkpoints
+from .checkpoint import EMBEDDED, Checkpoint
+from .control import ControlMaps, learn_maps
+from .diffusion import LENGTHS, batches, denoise, denoising_loss, heights, padded, prompt
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "proj_in", "proj_out")
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+FORMAT = 1
+TRAINED_OPTIONS = (
+    "base",
+    "controlnet",
+    "control",
+    "lora_rank",
+    "lora_alpha",
+    "steps",
+    "learning_rate",
+    "prompt_dropout",
+)
+ABSENT_SHARE = 0.95
+"""A row with fewer present bits than this leaves is no packet: an IP header alone is a tenth of a row."""
+
+
+def _option(default: Any, help: str, validator: Any = None) -> Any:
+    return attrs.field(default=default, validator=validator, metadata={"help": help})
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """
+    What ``[backend]`` in netdiff.toml and ``--set backend.key=value`` may say.
+    """
+
+    base: str = _option(EMBEDDED, "the embedded base, a folder in diffusers' layout, or (with download) a hub id")
+    controlnet: str = _option("", "ControlNet folder or hub id; by default the base's own")
+    download: bool = _option(False, "allow access to the model hub")
+    control: Literal["none", "class", "exemplar"] = _option(
+        "class", "what steers the structure: nothing, what was learned of the class, or one training flow (the paper)"
+    )
+    control_scale: float = _option(1.0, "weight of the ControlNet", attrs.validators.ge(0))
+    lora_rank: int = _option(16, "rank of the LoRA matrices", attrs.validators.ge(1))
+    lora_alpha: float = _option(16.0, "LoRA scale is alpha / rank", attrs.validators.gt(0))
+    steps: int = _option(200, "fine-tuning steps; 0 samples from the base as it is", attrs.validators.ge(0))
+    rows_per_step: int = _option(2048, "packets in a fine-tuning step", attrs.validators.ge(1))
+    learning_rate: float = _option(1e-3, "peak learning rate; it falls to 0 by a cosine", attrs.validators.gt(0))
+    prompt_dropout: float = _option(
+        0.1,
+        "share of empty prompts, for classifier-free guidance",
+        attrs.validators.and_(attrs.validators.ge(0), attrs.validators.le(1)),
+    )
+    sampling_steps: int = _option(20, "denoising steps", attrs.validators.ge(1))
+    guidance: float = _option(1.5, "classifier-free guidance; 1 is none", attrs.validators.gt(0))
+    rows_per_batch: int = _option(4096, "packets denoised together", attrs.validators.ge(1))
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
+    threads: int = _option(
+        0, "CPU threads of torch; 0 takes the cores that this process may use", attrs.validators.ge(0)
+    )
+
+
+class StableDiffusion(Backend):
+    """
+    LoRA on the U-Net and the text encoder, structure from a ControlNet on Canny maps.
+    """
+
+    Options = Options
+
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
+        self.layout: Layout | None = None
+        self.checkpoint: Checkpoint | None = None
+        self.length_counts: dict[str, dict[int, int]] = {}
+        self.maps: ControlMaps | None = None
+
+    def fit(self, data: Encoded, context: Context) -> None:
+        """
+        Fine-tune on the user's flows. One adapter serves all classes, told apart by their prompts.
+        """
+        options, layout = self.options, data.layout
+        base = self._open(layout)
+        rng = context.rng("backend.fit")
+        generator = torch.Generator().manual_seed(stream_seed(context.seed, "backend.noise"))
+        torch.manual_seed(stream_seed(context.seed, "backend.weights"))
+        longest = int(min(LENGTHS[-1], heights(data.lengths, base.codec.shortest).max()))
+
+        # What is learned of a class besides the weights: how long its flows are and where its edges lie.
+        clipped = np.minimum(heights(data.lengths, base.codec.shortest), longest)
+        for label in np.unique(data.labels).tolist():
+            found, counts = np.unique(clipped[data.labels == label], return_counts=True)
+            self.length_counts[label] = {int(h): int(n) for h, n in zip(found, counts, strict=True)}
+        if options.control != "none":
+            self.maps = learn_maps(data, base.codec, options.control, longest, context)
+
+        parameters = _add_lora(base, options)
+        optimizer = torch.optim.AdamW(parameters, options.learning_rate, weight_decay=0.0)
+        stream = batches(data, rng, rows=options.rows_per_step, shortest=base.codec.shortest, longest=longest)
+        with context.progress("fine-tune", options.steps) as advance:
+            for step in range(options.steps):
+                flows, height = next(stream)
+                images, labels = padded(data, flows, height), data.labels[flows].tolist()
+                latents = base.codec.encode(torch.tensor(images, device=base.unet.device))
+                if options.control == "exemplar":
+                    control = _tensor([base.codec.control(image) for image in images], base)
+                else:
+                    control = self._control(labels, height, [rng] * len(labels), base)
+                dropped = rng.random(len(labels)) < options.prompt_dropout
+                prompts = ["" if drop else prompt(label) for drop, label in zip(dropped, labels, strict=True)]
+                loss = denoising_loss(base, latents, base.embed(prompts), control, generator)
+                loss.backward()
+                for group in optimizer.param_groups:
+                    group["lr"] = options.learning_rate * _schedule(step, options.steps)
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                advance(note=f"loss {loss.item():.3f}")
+        self.layout, self.checkpoint = layout, base
+
+    def sample(self, request: SampleRequest, context: Context) -> Encoded:
+        """
+        Denoise one flow a label. All that is random about flow i comes from the stream (seed, i).
+        """
+        if self.checkpoint is None or self.layout is None:
+            raise NotFittedError("The stable-diffusion backend has no model yet: call fit or load first.")
+        for label in dict.fromkeys(request.labels):
+            if label not in self.length_counts:
+                known = sorted(self.length_counts)
+                raise DataError(
+                    f"The model has not learned class {label!r}.{did_you_mean(label, known)} Known: {', '.join(known)}."
+                )
+        options, base, codec = self.options, self.checkpoint, self.checkpoint.codec
+        rngs = [np.random.default_rng([request.seed, i]) for i in range(len(request.labels))]
+        drawn = [self._draw_height(label, rng) for label, rng in zip(request.labels, rngs, strict=True)]
+        height_of = np.minimum(drawn, int(heights(np.array([request.max_packets]), codec.shortest)[0]))
+        flows: list[NDArray[np.int8]] = [np.empty((0, self.layout.width), np.int8)] * len(request.labels)
+        with context.progress("denoise", len(flows)) as advance:
+            for height in np.unique(height_of).tolist():
+                same = np.flatnonzero(height_of == height)
+                per_batch = max(1, options.rows_per_batch // height)
+                for some in np.array_split(same, -(-len(same) // per_batch)):
+                    labels = [request.labels[i] for i in some]
+                    shape = codec.latent_shape(height)
+                    noise = np.stack([rngs[i].standard_normal(shape, np.float32) for i in some])
+                    latents = denoise(
+                        base,
+                        torch.tensor(noise, device=base.unet.device),
+                        [prompt(label) for label in labels],
+                        self._control(labels, height, [rngs[i] for i in some], base),
+                        steps=options.sampling_steps,
+                        guidance=options.guidance,
+                        control_scale=options.control_scale,
+                    )
+                    for i, rows in zip(some, codec.decode(latents, [rngs[i] for i in some]), strict=True):
+                        flows[i] = _until_absent(rows)[: request.max_packets]
+                    advance(len(some))
+        return Encoded(
+            rows=np.concatenate(flows),
+            starts=np.cumsum([0] + [len(rows) for rows in flows]),
+            labels=np.array(request.labels, np.str_),
+            start_times=np.zeros(len(flows), np.int64),
+            layout=self.layout,
+        )
+
+    def save(self, folder: Path) -> None:
+        """
+        Write the adapter in diffusers' format, the class structure as safetensors, the rest as JSON.
+        """
+        if self.checkpoint is None or self.layout is None:
+            raise NotFittedError(
+                "The stable-diffusion backend has learned nothing that could be saved: call fit first."
+            )
+        StableDiffusionPipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=get_peft_model_state_dict(self.checkpoint.unet),
+            text_encoder_lora_layers=get_peft_model_state_dict(self.checkpoint.text_encoder),
+            unet_lora_adapter_metadata=self.checkpoint.unet.peft_config["default"].to_dict(),
+            text_encoder_lora_adapter_metadata=self.checkpoint.text_encoder.peft_config["default"].to_dict(),
+        )
+        labels = sorted(self.length_counts)
+        maps = {
+            f"{labels.index(label)}/{height}": images
+            for label, by_height in (self.maps.images if self.maps else {}).items()
+            for height, images in by_height.items()
+        }
+        save_file(maps, folder / "control.safetensors")
+        record = {
+            "format": FORMAT,
+            "layout": attrs.asdict(self.layout),
+            "base": self.options.base,
+            "base_sha256": self.checkpoint.digest,
+            "options": attrs.asdict(self.options),
+            "classes": {label: self.length_counts[label] for label in labels},
+        }
+        (folder / "backend.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, options: Options | None = None) -> Self:
+        """
+        Read what `save` wrote. The adapter is loaded by diffusers' own loader onto the base that it was trained for;
+        of `options`, those that concern sampling count.
+
+        Raises DataError for a folder that is damaged, or made for another base or format.
+        """
+        try:
+            record = json.loads((folder / "backend.json").read_text())
+            if record["format"] != FORMAT:
+                raise DataError(
+                    f"{folder} has model format {record['format']}, and this version reads {FORMAT}: fit again."
+                )
+            saved = Options(**record["options"])
+            fields = tuple((str(name), int(bits)) for name, bits in record["layout"].pop("fields"))
+            layout = Layout(**record["layout"], fields=fields)
+            counts = {label: {int(h): int(n) for h, n in c.items()} for label, c in record["classes"].items()}
+            labels = sorted(counts)
+            images: dict[str, dict[int, NDArray[np.float16]]] = {}
+            for name, stored in load_file(folder / "control.safetensors").items():
+                label, height = name.split("/")
+                images.setdefault(labels[int(label)], {})[int(height)] = stored
+        except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+            raise DataError(f"{folder} is not a model of the stable-diffusion backend: {error}") from error
+        if options is None:
+            options = saved
+        backend = cls(attrs.evolve(options, **{name: getattr(saved, name) for name in TRAINED_OPTIONS}))
+        base = backend._open(layout)
+        if base.digest != record["base_sha256"]:
+            raise DataError(
+                f"{folder} was fine-tuned on another version of the base {saved.base!r} "
+                f"(SHA-256 {record['base_sha256'][:12]}…, found {base.digest[:12]}…): fit again."
+            )
+        try:
+            weights, alphas, *metadata = StableDiffusionPipeline.lora_state_dict(folder, return_lora_metadata=True)
+            StableDiffusionPipeline.load_lora_into_unet(weights, alphas, base.unet, metadata=metadata[0])
+            StableDiffusionPipeline.load_lora_into_text_encoder(
+                weights, alphas, base.text_encoder, prefix="text_encoder", metadata=metadata[0]
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise DataError(f"The adapter in {folder} does not fit its base: {error}") from error
+        backend.layout, backend.checkpoint = layout, base
+        backend.length_counts, backend.maps = counts, ControlMaps(images=images) if images else None
+        return backend
+
+    def _open(self, layout: Layout) -> Checkpoint:
+        """
+        Load the checkpoint that the options name, on the device that they name.
+        """
+        options = self.options
+        torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+        device = options.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"backend.device={device} is not usable here: {str(error).splitlines()[0]}") from error
+        base = checkpoints.load(
+            options.base, layout, controlnet=options.controlnet, download=options.download, device=device
+        )
+        if options.control != "none" and base.controlnet is None:
+            raise ConfigError(
+                f"The base {options.base!r} has no controlnet/ folder: give one with --set backend.controlnet=…, "
+                "or use --set backend.control=none."
+            )
+        return base
+
+    def _draw_height(self, label: str, rng: np.random.Generator) -> int:
+        counts = self.length_counts[label]
+        chance = np.array(list(counts.values()), float)
+        return int(rng.choice(list(counts), p=chance / chance.sum()))
+
+    def _control(
+        self, labels: list[str], height: int, rngs: list[np.random.Generator], base: Checkpoint
+    ) -> torch.Tensor | None:
+        if self.maps is None:
+            return None
+        return _tensor([self.maps.choose(label, height, rng) for label, rng in zip(labels, rngs, strict=True)], base)
+
+
+def _tensor(images: list[NDArray[Any]], base: Checkpoint) -> torch.Tensor:
+    return torch.tensor(np.stack(images), dtype=torch.float32, device=base.unet.device)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """
+    Warm up over the first twentieth, then fall to 0 by a cosine.
+    """
+    return float(min(1, (step + 1) / (steps / 20)) * 0.5 * (1 + np.cos(np.pi * step / steps)))
+
+
+def _add_lora(base: Checkpoint, options: Options) -> list[torch.nn.Parameter]:
+    """
+    Add fresh adapters to U-Net and text encoder and return their parameters.
+    """
+    parts = ((base.unet, TARGETS), (base.text_encoder, TEXT_TARGETS))
+    for part, targets in parts:
+        part.add_adapter(LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules=list(targets)))
+    return [p for part, _ in parts for p in part.parameters() if p.requires_grad]
+
+
+def _until_absent(rows: NDArray[np.int8]) -> NDArray[np.int8]:
+    """
+    Cut a flow before its first absent packet. A flow has at least one packet.
+    """
+    absent = (rows == -1).mean(1) > ABSENT_SHARE
+    end = int(np.argmax(absent)) if absent.any() else len(rows)
+    return rows[: max(end, 1)]

@@ -1,0 +1,133 @@
+"""
+What training the base, fine-tuning it and sampling share: prompts, batches of equal cost, the loss, the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from netdiffusion_core.model import Encoded
+
+from .checkpoint import Checkpoint
+
+LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024)
+"""
+A flow is padded with absent rows to the next of these heights, so that short flows cost little. The model learns
+where the absent rows begin, which is how long flows are.
+"""
+
+
+def prompt(label: str) -> str:
+    """
+    Name the class as the paper does.
+    """
+    return f"pixelated network data, type-{label}"
+
+
+def heights(lengths: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:
+    """
+    Return the padded height of flows of these many packets: the next power of two.
+    """
+    return np.maximum(shortest, 1 << np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
+
+
+def padded(data: Encoded, flows: NDArray[np.int64], height: int) -> NDArray[np.int8]:
+    """
+    Return flows as images int8[flows, height, columns]; what is longer is cut, what is shorter padded with -1.
+    """
+    images = np.full((len(flows), height, data.layout.width), -1, np.int8)
+    for image, flow in zip(images, flows, strict=True):
+        rows = data.flow(flow)[:height]
+        image[: len(rows)] = rows
+    return images
+
+
+def batches(
+    data: Encoded, rng: np.random.Generator, *, rows: int, shortest: int, longest: int
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """
+    Yield ``(flows, height)`` for ever. Every batch has about `rows` rows, so every step costs the same; a class is
+    drawn in proportion to the square root of its flows, so that rare ones are not forgotten.
+    """
+    _, index, counts = np.unique(data.labels, return_inverse=True, return_counts=True)
+    weight = 1 / np.sqrt(counts[index])
+    height_of = np.minimum(heights(data.lengths, shortest), longest)
+    groups = {h: np.flatnonzero(height_of == h) for h in np.unique(height_of)}
+    size = {h: max(1, rows // int(h)) for h in groups}
+    # A batch of a group holds size[h] flows: dividing by it makes each flow come up as often as its weight says.
+    share = np.array([weight[flows].sum() / size[h] for h, flows in groups.items()])
+    while True:
+        h = rng.choice(list(groups), p=share / share.sum())
+        chance = weight[groups[h]]
+        yield rng.choice(groups[h], size[h], p=chance / chance.sum()), int(h)
+
+
+def denoising_loss(
+    checkpoint: Checkpoint, latents: Tensor, embeddings: Tensor, control: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """
+    Return the mean squared error of the U-Net's prediction (noise or velocity, as the scheduler says) at random
+    times (Ho et al. 2020, Salimans and Ho 2022).
+    """
+    scheduler = checkpoint.scheduler
+    n, device = len(latents), latents.device
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    times = torch.randint(0, scheduler.config.num_train_timesteps, (n,), generator=generator).to(device)
+    noisy = scheduler.add_noise(latents, noise, times)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, times) if velocity else noise
+    prediction = predict(checkpoint, noisy, times, embeddings, control)
+    return F.mse_loss(prediction, target)
+
+
+def predict(
+    checkpoint: Checkpoint, noisy: Tensor, times: Tensor, embeddings: Tensor, control: Tensor | None, scale: float = 1.0
+) -> Tensor:
+    """
+    Run the U-Net, steered by the ControlNet where a control image is given.
+    """
+    residuals: dict[str, Any] = {}
+    if control is not None and checkpoint.controlnet is not None:
+        down, mid = checkpoint.controlnet(
+            noisy, times, embeddings, controlnet_cond=control, conditioning_scale=scale, return_dict=False
+        )
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+    return checkpoint.unet(noisy, times, encoder_hidden_states=embeddings, **residuals, return_dict=False)[0]
+
+
+@torch.no_grad()
+def denoise(
+    checkpoint: Checkpoint,
+    noise: Tensor,
+    prompts: list[str],
+    control: Tensor | None,
+    *,
+    steps: int,
+    guidance: float,
+    control_scale: float,
+) -> Tensor:
+    """
+    Turn noise into latents by deterministic DDIM with classifier-free guidance (Ho and Salimans 2022).
+    """
+    scheduler = checkpoint.scheduler
+    scheduler.set_timesteps(steps, device=noise.device)
+    latents = noise * scheduler.init_noise_sigma
+    guided = guidance != 1
+    embeddings = checkpoint.embed([""] * len(prompts) + prompts if guided else prompts)
+    if control is not None and guided:
+        control = torch.cat([control, control])
+    for time in scheduler.timesteps:
+        doubled = torch.cat([latents, latents]) if guided else latents
+        output = predict(checkpoint, doubled, time.expand(len(doubled)), embeddings, control, control_scale)
+        if guided:
+            free, named = output.chunk(2)
+            output = free + guidance * (named - free)
+        latents = scheduler.step(output, time, latents).prev_sample
+    return latents

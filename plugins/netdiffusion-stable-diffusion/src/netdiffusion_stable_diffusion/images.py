@@ -1,0 +1,161 @@
+"""
+Packet images: what Stable Diffusion sees of a flow, and how it becomes a flow again.
+
+One row a packet, one column a bit (paper, section 3.1). Two codecs stand between rows and latents: `PacketCodec` for
+the embedded base, and `ColourCodec` for Stable Diffusion checkpoints, which paints the three values in the paper's
+three colours. Both draw the Canny map that the ControlNet is given.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor
+
+from netdiffusion_core.model import Layout
+
+from .autoencoder import DRAWN_FIELDS, TIME_BITS, PacketAutoencoder
+
+Rows = NDArray[np.int8]
+
+COLOURS = np.array([[0, 0, 255], [0, 255, 0], [255, 0, 0]], np.uint8)
+"""-1 blue, 0 green, 1 red (paper, section 3.1)."""
+
+CANNY_GRID = 64
+"""controlnet-aux resizes its input to multiples of this, so images are padded to it beforehand and stay exact."""
+
+
+def paint(rows: Rows) -> NDArray[np.uint8]:
+    """
+    Paint rows (packets, columns) as an image (packets, columns, 3).
+    """
+    return COLOURS[rows + 1]
+
+
+def canny(rows: Rows) -> NDArray[np.float32]:
+    """
+    Return the Canny edge map (packets, columns), 0 or 1, of one flow's image, by controlnet-aux.
+    """
+    with warnings.catch_warnings():  # of its other detectors' models, which are of no interest here
+        warnings.simplefilter("ignore")
+        from controlnet_aux import CannyDetector
+
+    packets, columns = rows.shape
+    padded = np.full((-(-packets // CANNY_GRID) * CANNY_GRID, -(-columns // CANNY_GRID) * CANNY_GRID), -1, np.int8)
+    padded[:packets, :columns] = rows
+    size = min(padded.shape)
+    edges = CannyDetector()(paint(padded), detect_resolution=size, image_resolution=size)
+    return edges[:packets, :columns, 0].astype(np.float32) / 255
+
+
+class PacketCodec:
+    """
+    The embedded base's codec: latents (n, 16, packets, 4), control images of the same size.
+    """
+
+    shortest = 8
+
+    def __init__(self, autoencoder: PacketAutoencoder, layout: Layout) -> None:
+        self.autoencoder, self.layout = autoencoder, layout
+        self.spans = dict(layout.spans())
+
+    def latent_shape(self, packets: int) -> tuple[int, int, int]:
+        """
+        Return (channels, height, width) of the latents of a flow of this many packets.
+        """
+        config = self.autoencoder.config
+        return config.latent_channels, packets, config.latent_columns
+
+    @torch.no_grad()
+    def encode(self, rows: Tensor) -> Tensor:
+        """
+        Turn rows (n, packets, columns) into latents.
+        """
+        numbers = self.autoencoder.config.latent_channels * self.autoencoder.config.latent_columns
+        noise = torch.randn(*rows.shape[:2], numbers, device=rows.device)
+        return self.autoencoder.encode(rows, noise=noise)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, rngs: list[np.random.Generator]) -> Rows:
+        """
+        Turn latents into rows (n, packets, columns), one random stream a flow.
+
+        Bits that are random by nature are drawn from the decoder's probabilities: the likelier value would give each
+        port, identifier and time the same low bits. All others take their likelier value.
+        """
+        present, value = (x.float().cpu().numpy() for x in self.autoencoder.decode(latents))
+        uniform = np.stack([rng.random(value.shape[1:], np.float32) for rng in rngs])
+        drawn = 1 / (1 + np.exp(-np.clip(value, -30, 30))) > uniform
+        bits = value > 0
+        for field in DRAWN_FIELDS:
+            if field in self.spans:
+                bits[..., self.spans[field]] = drawn[..., self.spans[field]]
+        if "trace.iat_us" in self.spans:
+            time = bits[..., self.spans["trace.iat_us"]]
+            below = np.cumsum(np.cumsum(time, -1) > 0, -1) > TIME_BITS
+            bits[..., self.spans["trace.iat_us"]] = np.where(below, drawn[..., self.spans["trace.iat_us"]], time)
+        return np.where(present > 0, bits, -1).astype(np.int8)
+
+    def control(self, rows: Rows) -> NDArray[np.float32]:
+        """
+        Return the control image (channels, packets, columns) of one flow: its Canny map, averaged over runs of
+        columns to the size of the latents.
+        """
+        channels, packets, width = self.latent_shape(len(rows))
+        edges = canny(rows)
+        edges = np.pad(edges, ((0, 0), (0, -edges.shape[1] % (channels * width))))
+        return edges.reshape(packets, channels, width, -1).mean(-1).transpose(1, 0, 2)
+
+
+class ColourCodec:
+    """
+    The codec of Stable Diffusion 1.x and 2.x checkpoints: the paper's coloured images through the checkpoint's
+    autoencoder, decoded by nearest colour; control images are Canny maps in pixels.
+    """
+
+    shortest = CANNY_GRID
+
+    def __init__(self, vae: AutoencoderKL, layout: Layout) -> None:
+        self.vae, self.layout = vae, layout
+        self.scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.columns = -(-layout.width // CANNY_GRID) * CANNY_GRID
+
+    def latent_shape(self, packets: int) -> tuple[int, int, int]:
+        """
+        Return (channels, height, width) of the latents of a flow of this many packets.
+        """
+        return self.vae.config.latent_channels, packets // self.scale, self.columns // self.scale
+
+    @torch.no_grad()
+    def encode(self, rows: Tensor) -> Tensor:
+        """
+        Turn rows (n, packets, columns) into latents.
+        """
+        rows = torch.nn.functional.pad(rows, (0, self.columns - rows.shape[-1]), value=-1)
+        colours = torch.tensor(COLOURS, device=rows.device, dtype=self.vae.dtype) / 127.5 - 1
+        pixels = colours[(rows + 1).long()].permute(0, 3, 1, 2)
+        return self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, rngs: list[np.random.Generator]) -> Rows:
+        """
+        Turn latents into rows (n, packets, columns) by nearest colour. Nothing is drawn: `rngs` are not used.
+        """
+        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        colours = torch.tensor(COLOURS, device=pixels.device, dtype=pixels.dtype) / 127.5 - 1
+        # |p - c|^2 is least where p.c is greatest, as the three colours are equally long
+        nearest = torch.einsum("nchw,kc->nkhw", pixels, colours).argmax(1)
+        return (nearest[..., : self.layout.width] - 1).to(torch.int8).cpu().numpy()
+
+    def control(self, rows: Rows) -> NDArray[Any]:
+        """
+        Return the control image (3, packets, columns) of one flow: its Canny map.
+        """
+        edges = canny(rows)
+        edges = np.pad(edges, ((0, 0), (0, self.columns - edges.shape[1])))
+        return np.repeat(edges[None], 3, 0)

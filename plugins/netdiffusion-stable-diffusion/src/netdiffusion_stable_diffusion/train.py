@@ -1,0 +1,361 @@
+"""
+Train the embedded base: the packet autoencoder, then U-Net and text encoder, then the ControlNet.
+
+    netdiff train-base DATA... --output FOLDER
+
+Runs on a CPU or a GPU unchanged (Accelerate), saves a checkpoint every few minutes and goes on from it when called
+again with the same output. Only flows of the train split are used.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from netdiffusion_core.model import Encoded
+
+
+def train_base(
+    data: Annotated[list[Path], typer.Argument(help="Folders LABEL/*.pcap; of split data only train is used.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the base, in diffusers' layout.")],
+    autoencoder_steps: Annotated[int, typer.Option(help="Steps of 512 packets.")] = 3000,
+    unet_steps: Annotated[int, typer.Option(help="Steps of 2,048 packets.")] = 4000,
+    controlnet_steps: Annotated[int, typer.Option(help="Steps of 2,048 packets.")] = 500,
+    longest: Annotated[int, typer.Option(help="Longest flow seen, in packets; longer ones are cut.")] = 1024,
+    minutes_between_saves: Annotated[float, typer.Option(help="How often the training state is saved.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 1,
+) -> None:
+    """
+    Train the embedded base of the stable-diffusion backend from packet captures.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    output.mkdir(parents=True, exist_ok=True)
+    log = Log(output, minutes_between_saves)
+    encoded = load_flows(data)
+    log.record["data"] = {"flows": len(encoded), "packets": len(encoded.rows), "sha256": encoded.digest()}
+    log.record["settings"] = {
+        "autoencoder_steps": autoencoder_steps,
+        "unet_steps": unet_steps,
+        "controlnet_steps": controlnet_steps,
+        "longest": longest,
+        "seed": seed,
+    }
+    device = Accelerator().device
+    train_autoencoder(encoded, output, log, autoencoder_steps, seed, device)
+    train_unet(encoded, output, log, unet_steps, longest, seed, device)
+    train_controlnet(encoded, output, log, controlnet_steps, longest, seed, device)
+    print(f"The base stands in {output}.")  # noqa: T201
+
+
+def load_flows(folders: list[Path]) -> Encoded:
+    """
+    Read and encode the training flows of these folders.
+    """
+    import numpy as np
+
+    from netdiffusion_core import dataset
+    from netdiffusion_core.model import Encoded
+    from netdiffusion_core.plugins import Plugins
+
+    encoder = Plugins.discover().create("encoder", "nprint", {})
+    parts = []
+    for folder in folders:
+        traffic = dataset.load(folder)
+        parts.append(encoder.encode(traffic.select_flows(traffic.flows.splits != "test")))
+    return Encoded(
+        rows=np.concatenate([p.rows for p in parts]),
+        starts=np.cumsum(np.concatenate([[0], *(p.lengths for p in parts)])),
+        labels=np.concatenate([p.labels for p in parts]),
+        start_times=np.concatenate([p.start_times for p in parts]),
+        layout=encoder.layout,
+    )
+
+
+class Log:
+    """
+    The training record (``training.json``, shipped with the base) and the clock of the checkpoints.
+    """
+
+    def __init__(self, folder: Path, minutes_between_saves: float) -> None:
+        self.path = folder / "training.json"
+        self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.interval_s = minutes_between_saves * 60
+        self.saved_at = time.monotonic()
+        self.mean: dict[str, float] = {}
+
+    def step(self, stage: str, step: int, steps: int, losses: dict[str, float]) -> None:
+        """
+        Keep running means; print and record them every hundred steps.
+        """
+        for name, value in losses.items():
+            self.mean[name] = 0.98 * self.mean.get(name, value) + 0.02 * value
+        if step % 100 == 0 or step == steps:
+            row = {"step": step, **{name: round(value, 4) for name, value in self.mean.items()}}
+            self.record.setdefault(stage, []).append(row)
+            print(stage, f"{step}/{steps}", row, time.strftime("%H:%M:%S"), flush=True)  # noqa: T201
+
+    def due(self) -> bool:
+        """
+        Tell whether it is time to save.
+        """
+        if time.monotonic() - self.saved_at < self.interval_s:
+            return False
+        self.saved_at = time.monotonic()
+        return True
+
+    def finish(self, stage: str) -> None:
+        """
+        Close a stage.
+        """
+        self.mean = {}
+        self.write()
+
+    def write(self) -> None:
+        """
+        Write the record.
+        """
+        self.path.write_text(json.dumps(self.record, indent=1) + "\n")
+
+
+def save_state(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """
+    Save tensors so that an interrupted save leaves the last one whole.
+    """
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+class Trainable:
+    """
+    Modules, their optimiser and step in one resumable state; safetensors, so Adam's moments are stored by name.
+    """
+
+    def __init__(self, path: Path, modules: dict[str, torch.nn.Module], learning_rate: float) -> None:
+        import torch
+        from diffusers.training_utils import EMAModel
+
+        self.path, self.modules, self.step = path, modules, 0
+        self.parameters = {f"{m}.{name}": p for m, module in modules.items() for name, p in module.named_parameters()}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
+        )
+        self.ema = EMAModel(self.parameters.values(), decay=0.999, use_ema_warmup=True, power=0.75)
+        if path.exists():
+            self.load()
+
+    def update(self, loss: torch.Tensor) -> None:
+        """
+        Take one step down the gradient.
+        """
+        import torch
+
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.parameters.values())
+        self.step += 1
+
+    def save(self) -> None:
+        """
+        Save weights, moving averages, moments and the step.
+        """
+        import torch
+
+        state = {"step": torch.tensor(self.step), "ema_step": torch.tensor(self.ema.optimization_step)}
+        for (name, parameter), shadow in zip(self.parameters.items(), self.ema.shadow_params, strict=True):
+            state[f"weight/{name}"], state[f"ema/{name}"] = parameter.detach(), shadow
+            for key, value in self.optimizer.state[parameter].items():
+                state[f"{key}/{name}"] = value
+        save_state(self.path, state)
+
+    def load(self) -> None:
+        """
+        Go on from what `save` wrote.
+        """
+        import torch
+        from safetensors.torch import load_file
+
+        state = load_file(self.path)
+        self.step, self.ema.optimization_step = int(state["step"]), int(state["ema_step"])
+        with torch.no_grad():
+            for (name, parameter), shadow in zip(self.parameters.items(), self.ema.shadow_params, strict=True):
+                parameter.copy_(state[f"weight/{name}"])
+                shadow.copy_(state[f"ema/{name}"])
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                self.optimizer.state[parameter] = {k: state[f"{k}/{name}"].to(parameter.device) for k in keys}
+                self.optimizer.state[parameter]["step"] = state[f"step/{name}"]
+
+    def averaged(self) -> None:
+        """
+        Replace the weights by their moving averages, for good.
+        """
+        self.ema.copy_to(self.parameters.values())
+
+
+def train_autoencoder(data: Encoded, output: Path, log: Log, steps: int, seed: int, device: torch.device) -> None:
+    """
+    Fit the packet autoencoder to single rows, classes drawn by the square root of their size.
+    """
+    import numpy as np
+    import torch
+
+    from .autoencoder import PacketAutoencoder, bit_weights
+
+    if (output / "vae").is_dir():
+        return
+    model = PacketAutoencoder(columns=data.layout.width).to(device)
+    state = Trainable(output / "autoencoder.state", {"vae": model}, 1e-3)
+    spans = dict(data.layout.spans())
+    rng = np.random.default_rng([seed, state.step])
+    _, index, counts = np.unique(np.repeat(data.labels, data.lengths), return_inverse=True, return_counts=True)
+    chances = np.cumsum(1 / np.sqrt(counts[index]))
+    chances /= chances[-1]
+    while state.step < steps:
+        rows = data.rows[np.searchsorted(chances, rng.random(512))]
+        rows[:8] = -1  # the row behind a flow's end
+        batch = torch.tensor(rows, device=device)
+        for group in state.optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + np.cos(np.pi * state.step / steps)) * min(1, (state.step + 1) / 100)
+        loss, parts = model.loss(batch, bit_weights(batch, spans).to(device), kl_weight=0.05)
+        state.update(loss)
+        log.step("autoencoder", state.step, steps, parts)
+        if log.due():
+            state.save()
+    state.averaged()
+    with torch.no_grad():
+        sample = torch.tensor(data.rows[np.searchsorted(chances, rng.random(20_000))], device=device)
+        mean, log_variance = model.posterior(sample)
+        model.latent_mean.copy_(mean.mean(0))
+        model.latent_std.copy_((mean.var(0) + log_variance.exp().mean(0)).sqrt())
+    model.half().save_pretrained(output / "vae")
+    log.finish("autoencoder")
+
+
+def train_unet(
+    data: Encoded, output: Path, log: Log, steps: int, longest: int, seed: int, device: torch.device
+) -> None:
+    """
+    Train U-Net and text encoder to denoise flows; one prompt in ten is empty, for classifier-free guidance.
+    """
+    import numpy as np
+    import torch
+
+    from .autoencoder import PacketAutoencoder
+    from .checkpoint import LAYOUT_FILE, Checkpoint, layout_record, new_base
+    from .diffusion import batches, denoising_loss, padded, prompt
+    from .images import PacketCodec
+
+    if (output / "unet").is_dir():
+        return
+    codec = PacketCodec(PacketAutoencoder.from_pretrained(output / "vae").float().to(device), data.layout)
+    unet, text_encoder, tokenizer, scheduler = new_base()
+    base = Checkpoint(
+        unet=unet.to(device),
+        text_encoder=text_encoder.to(device),
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        codec=codec,
+        controlnet=None,
+        digest="",
+    )
+    state = Trainable(output / "unet.state", {"unet": unet, "text_encoder": text_encoder}, 5e-4)
+    rng = np.random.default_rng([seed, state.step, 1])
+    generator = torch.Generator().manual_seed(seed + state.step)
+    stream = batches(data, rng, rows=2048, shortest=codec.shortest, longest=longest)
+    while state.step < steps:
+        flows, height = next(stream)
+        latents = codec.encode(torch.tensor(padded(data, flows, height), device=device))
+        prompts = ["" if rng.random() < 0.1 else prompt(label) for label in data.labels[flows]]
+        loss = denoising_loss(base, latents, base.embed(prompts), None, generator)
+        state.update(loss)
+        log.step("unet", state.step, steps, {"loss": loss.item()})
+        if log.due():
+            state.save()
+            log.write()
+    state.save()
+    state.averaged()
+    text_encoder.half().save_pretrained(output / "text_encoder")
+    tokenizer.save_pretrained(output / "tokenizer")
+    scheduler.save_pretrained(output / "scheduler")
+    (output / LAYOUT_FILE).write_text(json.dumps(layout_record(data.layout), indent=1) + "\n")
+    parts = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "vae": ["netdiffusion_stable_diffusion.autoencoder", "PacketAutoencoder"],
+        "controlnet": ["diffusers", "ControlNetModel"],
+    }
+    index = {"_class_name": "StableDiffusionControlNetPipeline", **parts}
+    (output / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+    unet.half().save_pretrained(output / "unet")
+    log.finish("unet")
+
+
+def train_controlnet(
+    data: Encoded, output: Path, log: Log, steps: int, longest: int, seed: int, device: torch.device
+) -> None:
+    """
+    Train the ControlNet beside the frozen U-Net: half the flows are steered by their own Canny map, half by the mean
+    of their class's, which is what ``control=class`` gives it later.
+    """
+    import numpy as np
+    import torch
+    from diffusers import ControlNetModel
+
+    from netdiffusion_core.context import Context
+
+    from .checkpoint import load
+    from .control import learn_maps
+    from .diffusion import batches, denoising_loss, padded, prompt
+
+    if (output / "controlnet").is_dir():
+        return
+    base = load(str(output), data.layout, device=str(device))
+    base.controlnet = ControlNetModel.from_unet(
+        base.unet,
+        conditioning_channels=base.unet.config.in_channels,
+        conditioning_embedding_out_channels=(16,),
+    ).to(device)
+    base.controlnet.requires_grad_(True).train()
+    state = Trainable(output / "controlnet.state", {"controlnet": base.controlnet}, 3e-4)
+    maps = learn_maps(data, base.codec, "class", longest, Context())
+    rng = np.random.default_rng([seed, state.step, 2])
+    generator = torch.Generator().manual_seed(seed + state.step)
+    stream = batches(data, rng, rows=2048, shortest=base.codec.shortest, longest=longest)
+    while state.step < steps:
+        flows, height = next(stream)
+        images = padded(data, flows, height)
+        own = rng.random(len(flows)) < 0.5
+        control = [
+            base.codec.control(image) if mine else maps.choose(str(label), height, rng)
+            for image, mine, label in zip(images, own, data.labels[flows], strict=True)
+        ]
+        with torch.no_grad():
+            latents = base.codec.encode(torch.tensor(images, device=device))
+            embeddings = base.embed(["" if rng.random() < 0.1 else prompt(label) for label in data.labels[flows]])
+        steering = torch.tensor(np.stack(control), dtype=torch.float32, device=device)
+        loss = denoising_loss(base, latents, embeddings, steering, generator)
+        state.update(loss)
+        log.step("controlnet", state.step, steps, {"loss": loss.item()})
+        if log.due():
+            state.save()
+            log.write()
+    state.averaged()
+    base.controlnet.half().save_pretrained(output / "controlnet")
+    log.finish("controlnet")
