@@ -1,0 +1,41 @@
+# demo | test | dev | lint | bench | base | sample | clean. Each builds .venv when it is missing or out of date.
+PYTHON ?= python3
+PLUGINS := $(sort $(wildcard plugins/netdiffusion-*))
+BIN := .venv/bin
+STAMP := .venv/.stamp
+export OMP_NUM_THREADS ?= 1
+test lint: export OMP_NUM_THREADS = 1
+
+.PHONY: demo test dev lint base sample clean
+.DEFAULT_GOAL := dev
+
+dev: $(STAMP)  ## the core and all first-party plugins, editable
+
+$(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[testing,lint]' $(addprefix -e ./,$(PLUGINS))
+	touch $@
+
+demo: $(STAMP)  ## fine-tune on the bundled sample, generate, repair, evaluate, report
+	$(BIN)/netdiff run netdiffusion_core/samples/lab --encoder nprint --rules tcp,udp --output runs/demo --overwrite
+
+test: $(STAMP) .venv/.debian  ## all tests; one distribution's: make test plugin=netdiffusion-nprint
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(if $(plugin),plugins/$(plugin))
+
+.venv/.debian: tools/debian.sh $(STAMP)
+	tools/debian.sh tshark
+	touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+base: $(STAMP)  ## train the embedded base anew: make base DATA="folder folder"
+	$(BIN)/netdiff train-base $(DATA) netdiffusion_core/samples/lab --output runs/base
+
+sample: $(STAMP)  ## record the bundled sample anew (root, Debian)
+	tools/lab/run.sh
+
+clean:
+	rm -rf .venv runs dist
