@@ -37,9 +37,9 @@ WEIGHTS = {
     "icmp.roh": 0.1,
 }
 """
-Loss weights of fields; all others weigh 1. Directions, sizes and flags decide what traffic is good for. Bits that are random by
-nature, or follow from the rest, weigh little: it does not pay to spend latent capacity on them, so the decoder learns
-their distribution and `decode` draws from it.
+Loss weights of fields; all others weigh 1. Directions, sizes and flags decide what traffic is good for. Bits that are
+random by nature, or follow from the rest, weigh little: it does not pay to spend latent capacity on them, so the
+decoder learns their distribution and `decode` draws from it.
 """
 
 NOISE = 0.02
@@ -147,3 +147,21 @@ def bit_weights(rows: Tensor, spans: dict[str, slice]) -> Tensor:
             stamps[:, ahead:] |= begins[:, : octets.shape[1] - ahead]
         weights[:, spans["tcp.opt"]] = torch.where(stamps.repeat_interleave(8, 1), NOISE, 1.0)
     return weights
+
+
+def mix_fields(rows: Tensor, fields: tuple[tuple[str, int], ...], share: float = 0.1) -> Tensor:
+    """
+    Return rows in which a share of the fields come from other rows, where both have them.
+
+    In real captures fields go together: who has this TTL and this port always speaks first. An autoencoder that learns
+    that need not encode the direction, and errs on the first host that is different. Here it cannot.
+    """
+    mixed = rows.clone()
+    start = 0
+    for _, bits in fields:
+        span = slice(start, start + bits)
+        other = rows[torch.randperm(len(rows)), span]
+        swap = (torch.rand(len(rows), 1) < share) & ((rows[:, span] >= 0) == (other >= 0)).all(-1, keepdim=True)
+        mixed[:, span] = torch.where(swap, other, rows[:, span])
+        start += bits
+    return mixed

@@ -53,14 +53,16 @@ class Checkpoint:
         """
         Return the text encoder's hidden states: float32[prompts, tokens, width].
         """
+        unique = list(dict.fromkeys(prompts))  # a batch of hundreds of flows has a few dozen classes
         tokens = self.tokenizer(
-            prompts,
+            unique,
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         )
-        return self.text_encoder(tokens.input_ids.to(self.unet.device))[0]
+        states = self.text_encoder(tokens.input_ids.to(self.unet.device))[0]
+        return states[[unique.index(p) for p in prompts]]
 
 
 def layout_record(layout: Layout) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def train_autoencoder(data: Encoded, output: Path, log: Log, steps: int, seed: i
     import numpy as np
     import torch
 
-    from .autoencoder import PacketAutoencoder, bit_weights
+    from .autoencoder import PacketAutoencoder, bit_weights, mix_fields
 
     if (output / "vae").is_dir():
         return
@@ -228,10 +228,10 @@ def train_autoencoder(data: Encoded, output: Path, log: Log, steps: int, seed: i
     while state.step < steps:
         rows = data.rows[np.searchsorted(chances, rng.random(512))]
         rows[:8] = -1  # the row behind a flow's end
-        batch = torch.tensor(rows, device=device)
+        batch = mix_fields(torch.tensor(rows), data.layout.fields).to(device)
         for group in state.optimizer.param_groups:
             group["lr"] = 1e-3 * 0.5 * (1 + np.cos(np.pi * state.step / steps)) * min(1, (state.step + 1) / 100)
-        loss, parts = model.loss(batch, bit_weights(batch, spans).to(device), kl_weight=0.05)
+        loss, parts = model.loss(batch, bit_weights(batch.cpu(), spans).to(device), kl_weight=0.05)
         state.update(loss)
         log.step("autoencoder", state.step, steps, parts)
         if log.due():

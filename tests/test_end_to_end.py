@@ -1,0 +1,98 @@
+"""
+The main job on the bundled sample with all first-party plugins, as a user runs it; little training, few flows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import netdiffusion_core
+
+SAMPLE = Path(netdiffusion_core.__file__).parent / "samples" / "lab"
+
+
+def netdiff(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "netdiffusion_core", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """
+    Two runs of the same seed, ``one`` and ``two``, on a TCP, a UDP and an ICMP class.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    for name, extra in (("one", ()), ("two", ("--compare", "", "--evaluators", "compliance"))):
+        done = netdiff(
+            "run", str(SAMPLE), "--classes", "redis,dns,ping", "--encoder", "nprint", "--rules", "tcp,udp,icmp",
+            "--flows", "4", "--max-packets", "32", "--output", name, "--seed", "5",
+            "--set", "backend.steps=2", "--set", "backend.rows_per_step=128", "--set", "backend.sampling_steps=4",
+            *extra, cwd=folder,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def pcaps(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.pcap"))}
+
+
+def test_same_seed_gives_the_same_bytes(runs):
+    """
+    All pcaps of two runs are byte-identical.
+    """
+    one, two = (pcaps(runs / name / "synthetic") for name in ("one", "two"))
+    assert len(one) == 12
+    assert one == two
+
+
+def test_tshark_accepts_every_packet(runs):
+    """
+    No malformed packet and no bad checksum, all validated.
+    """
+    if not shutil.which("tshark"):
+        pytest.skip("tshark is not installed (tools/debian.sh tshark)")
+    checks = [o for p in ("ip", "tcp", "udp") for o in ("-o", f"{p}.check_checksum:TRUE")]
+    bad = "_ws.malformed || ip.checksum.status == 0 || tcp.checksum.status == 0 || udp.checksum.status == 0"
+    for path in (runs / "one" / "synthetic").rglob("*.pcap"):
+        done = subprocess.run(
+            ["tshark", "-r", path, *checks, "-Y", bad], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "", path
+
+
+def test_report_names_ours_the_floor_and_the_baselines(runs):
+    """
+    report.json compares the backend with both baselines, and the model folder is there to generate more from.
+    """
+    report = json.loads((runs / "one" / "report.json").read_text())
+    assert {"stable-diffusion", "bernoulli", "bootstrap"} <= set(json.dumps(report).split('"'))
+    assert (runs / "one" / "report.html").stat().st_size > 50_000
+    assert (runs / "one" / "model" / "weights" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_generate_makes_more_from_the_model(runs):
+    """
+    The model of a run makes flows of one class later on, and `check` finds nothing wrong with them.
+    """
+    done = netdiff("generate", "one/model", "-o", "more", "--classes", "dns", "--flows", "3", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    assert len(pcaps(runs / "more")) == 3
+    assert netdiff("check", "more", cwd=runs).returncode == 0
+
+
+def test_plugins_come_from_five_distributions(runs):
+    """
+    Encoders, backends, rules and evaluators are all there, from at least five distributions.
+    """
+    listed = json.loads(netdiff("plugins", "list", "--json", cwd=runs).stdout)["components"]
+    assert {c["kind"] for c in listed} == {"encoder", "backend", "rules", "evaluator"}
+    assert len({c["distribution"] for c in listed}) >= 5
