@@ -1,10 +1,9 @@
-# demo | test | dev | lint | bench | base | sample | clean. Each builds .venv when it is missing or out of date.
+# demo | test | dev | lint | base | sample | clean. Each builds .venv when it is missing or out of date.
 PYTHON ?= python3
 PLUGINS := $(sort $(wildcard plugins/netdiffusion-*))
 BIN := .venv/bin
 STAMP := .venv/.stamp
-export OMP_NUM_THREADS ?= 1
-test lint: export OMP_NUM_THREADS = 1
+test: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test dev lint base sample clean
 .DEFAULT_GOAL := dev
@@ -17,7 +16,8 @@ $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	touch $@
 
 demo: $(STAMP)  ## fine-tune on the bundled sample, generate, repair, evaluate, report
-	$(BIN)/netdiff run netdiffusion_core/samples/lab --encoder nprint --rules tcp,udp --output runs/demo --overwrite
+	$(BIN)/netdiff run netdiffusion_core/samples/lab --encoder nprint --rules tcp,udp \
+	    --flows 12 --set backend.steps=120 --output runs/demo --overwrite
 
 test: $(STAMP) .venv/.debian  ## all tests; one distribution's: make test plugin=netdiffusion-nprint
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(if $(plugin),plugins/$(plugin))

@@ -63,9 +63,7 @@ def test_tshark_accepts_every_packet(runs):
     checks = [o for p in ("ip", "tcp", "udp") for o in ("-o", f"{p}.check_checksum:TRUE")]
     bad = "_ws.malformed || ip.checksum.status == 0 || tcp.checksum.status == 0 || udp.checksum.status == 0"
     for path in (runs / "one" / "synthetic").rglob("*.pcap"):
-        done = subprocess.run(
-            ["tshark", "-r", path, *checks, "-Y", bad], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(["tshark", "-r", path, *checks, "-Y", bad], capture_output=True, text=True, check=True)
         assert done.stdout == "", path
 
 
