@@ -17,6 +17,8 @@ from scapy.all import ICMP, IP, TCP, UDP, Ether, ICMPv6EchoReply, ICMPv6EchoRequ
 
 from netdiffusion_core.capture import assemble, dissect
 from netdiffusion_core.model import Encoded, FlowTable, Traffic
+from netdiffusion_inet.icmp import IcmpRules
+from netdiffusion_inet.ipv4 import Ipv4Rules
 from netdiffusion_inet.plugin import netdiffusion_register_rules
 from netdiffusion_inet.rules import RULES
 
@@ -342,3 +344,16 @@ def receive(traffic: Traffic) -> None:
                 if handshake and ack and stamps[1 - side] is not None:
                     assert (stamps[1 - side] - echoed) % 2**32 < 2**31, "the echo of a time stamp that was not sent"
                 stamps[side] = value
+
+
+def test_icmp_checksum_holds_without_the_icmp_rules():
+    """
+    ICMP is an integral part of IP (RFC 792): the ipv4 rules alone make its checksum right.
+    """
+    pings = [LINK / IP(src=CLIENT, dst=SERVER) / ICMP(id=7, seq=i, chksum=0x1234) / Raw(b"abcd") for i in range(3)]
+    traffic = traffic_of(pings)
+    found = [
+        {v.rule for v in IcmpRules().check(t)} for t in (traffic, Ipv4Rules().repair(traffic, np.random.default_rng(0)))
+    ]
+    assert "icmp.checksum" in found[0]
+    assert "icmp.checksum" not in found[1]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from netdiffusion_core.capture.dissect import uint
 from netdiffusion_core.interfaces import RuleSet
-from netdiffusion_core.model import Encoded, Traffic, Violation
+from netdiffusion_core.model import ICMP, Encoded, Traffic, Violation
 
 from .bits import Bits
-from .checksum import differ, ipv4_checksums
+from .checksum import differ, ipv4_checksums, wrong_transport_checksums
 from .headers import Draft, malformed
 from .options import IPV4_LENGTHS, table, walk
 from .rules import RULES, rules_of
@@ -60,7 +60,8 @@ class Ipv4Rules(RuleSet):
 
     def repair(self, traffic: Traffic, rng: np.random.Generator) -> Traffic:
         """
-        Mend reserved bit, stray fragments, TTL 0, malformed options (blanked), total length and checksum.
+        Mend reserved bit, stray fragments, TTL 0, malformed options (blanked), total length and checksum; that of ICMP
+        too, which is an integral part of IP (RFC 792).
         """
         draft = Draft(traffic)
         stray = np.flatnonzero(_stray_fragments(draft))
@@ -72,7 +73,7 @@ class Ipv4Rules(RuleSet):
         draft.put("ipv4.ttl", _dead(draft), DEFAULT_TTL)
         draft.put_options("ipv4", *_malformed_options(draft))
         draft.put("ipv4.tl", *_wrong_lengths(draft))
-        return draft.finish(seal_ip=wrong)
+        return draft.finish(seal=wrong_transport_checksums(draft.traffic, draft.headers, (ICMP,)), seal_ip=wrong)
 
     def check(self, traffic: Traffic) -> Iterator[Violation]:
         """

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdiffusion_core.interfaces import RuleSet
-from netdiffusion_core.model import Encoded, Traffic, Violation
+from netdiffusion_core.model import ICMPV6, Encoded, Traffic, Violation
 
 from .bits import Bits
+from .checksum import wrong_transport_checksums
 from .headers import Draft, malformed
 from .rules import RULES, rules_of
 
@@ -50,12 +51,12 @@ class Ipv6Rules(RuleSet):
 
     def repair(self, traffic: Traffic, rng: np.random.Generator) -> Traffic:
         """
-        Mend hop limit 0 and payload length.
+        Mend hop limit 0, payload length, and the checksum of ICMPv6, an integral part of IPv6 (RFC 4443 section 2).
         """
         draft = Draft(traffic)
         draft.put("ipv6.hl", _dead(draft), DEFAULT_HOP_LIMIT)
         draft.put("ipv6.len", *_wrong_lengths(draft))
-        return draft.finish()
+        return draft.finish(seal=wrong_transport_checksums(draft.traffic, draft.headers, (ICMPV6,)))
 
     def check(self, traffic: Traffic) -> Iterator[Violation]:
         """
