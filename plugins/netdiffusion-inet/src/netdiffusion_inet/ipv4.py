@@ -73,7 +73,8 @@ class Ipv4Rules(RuleSet):
         draft.put("ipv4.ttl", _dead(draft), DEFAULT_TTL)
         draft.put_options("ipv4", *_malformed_options(draft))
         draft.put("ipv4.tl", *_wrong_lengths(draft))
-        return draft.finish(seal=wrong_transport_checksums(draft.traffic, draft.headers, (ICMP,)), seal_ip=wrong)
+        draft = Draft(draft.finish(seal_ip=wrong))  # what a checksum covers is known when the lengths are right
+        return draft.finish(seal=wrong_transport_checksums(draft.traffic, draft.headers, (ICMP,)))
 
     def check(self, traffic: Traffic) -> Iterator[Violation]:
         """

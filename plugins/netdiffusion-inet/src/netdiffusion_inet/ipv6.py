@@ -56,6 +56,7 @@ class Ipv6Rules(RuleSet):
         draft = Draft(traffic)
         draft.put("ipv6.hl", _dead(draft), DEFAULT_HOP_LIMIT)
         draft.put("ipv6.len", *_wrong_lengths(draft))
+        draft = Draft(draft.finish())  # what a checksum covers is known when the lengths are right
         return draft.finish(seal=wrong_transport_checksums(draft.traffic, draft.headers, (ICMPV6,)))
 
     def check(self, traffic: Traffic) -> Iterator[Violation]:
