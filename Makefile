@@ -1,11 +1,11 @@
-# demo | test | dev | lint | base | sample | clean. Each builds .venv when it is missing or out of date.
+# demo | test | dev | lint | bench | base | sample | clean. Each builds .venv when it is missing or out of date.
 PYTHON ?= python3
 PLUGINS := $(sort $(wildcard plugins/netdiffusion-*))
 BIN := .venv/bin
 STAMP := .venv/.stamp
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test dev lint base sample clean
+.PHONY: demo test dev lint bench base sample clean
 .DEFAULT_GOAL := dev
 
 dev: $(STAMP)  ## the core and all first-party plugins, editable
@@ -30,6 +30,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(STAMP) .venv/.bench  ## packets a second beside dpkt and scapy: make bench ARGS="--capture x.pcap --gigabytes 5"
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py $(ARGS)
+
+.venv/.bench: $(STAMP)
+	$(BIN)/python -m pip install -c constraints.txt dpkt
+	touch $@
 
 base: $(STAMP)  ## train the embedded base anew: make base DATA="folder folder"
 	$(BIN)/netdiff train-base $(DATA) netdiffusion_core/samples/lab --output runs/base

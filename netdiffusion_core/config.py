@@ -227,7 +227,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Setting]:
 
 def _from_flags(flags: Mapping[str, Any]) -> dict[str, Setting]:
     return {
-        _full(key): Setting(key=_full(key), value=value, source=f"--{key.replace('_', '-')}")
+        _full(key): Setting(key=_full(key), value=value, source=f"--{key.rpartition('.')[2].replace('_', '-')}")
         for key, value in flags.items()
         if value is not None
     }

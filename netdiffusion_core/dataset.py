@@ -243,14 +243,17 @@ def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
 
 
 def _stem(name: Path) -> str:
-    return _CAPTURE_NAME.sub("", name.name) or name.name
+    return _CAPTURE_NAME.sub("", name.name) if _CAPTURE_NAME.search(name.name) else name.stem
 
 
 def _label_by_folder(path: Path, captures: list[_Capture]) -> list[_Capture]:
     """
     Name classes after the outermost folder that is no split, or after DATA itself.
     """
-    own = path.resolve().name if path.is_dir() else _stem(path)
+    place = path.resolve()
+    own = place.name if path.is_dir() else _stem(path)
+    if own.lower() in SPLITS:
+        own = place.parent.name
     named = [
         attrs.evolve(c, label=next((p for p in Path(c.name).parts[:-1] if p.lower() not in SPLITS), ""))
         for c in captures
@@ -430,7 +433,7 @@ def _label_flows(traffic: Traffic, rows: _Rows) -> Traffic:
         flow_ports,
     )
     row_keys, _ = conversation_keys(np.zeros(len(kinds), np.int64), kinds, addresses, ports)
-    ids = group_ids(np.concatenate([flow_keys, row_keys]))
+    ids, _ = group_ids(np.concatenate([flow_keys, row_keys]))
     flow_ids, row_ids = ids[: len(flows)], ids[len(flows) :]
 
     outcomes, codes = np.unique([f"{v['label']}/{v['split'].lower()}" for _, v in rows], return_inverse=True)

@@ -8,7 +8,7 @@ abstract one is named when the class is first used. A component is built once a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -41,7 +41,11 @@ class Component:
 class Encoder(Component, ABC):
     """
     Turns traffic into rows of bits and back.
+
+    formats  file formats of other tools that `write` knows, and the suffix of each: ``{"nprint": ".npt"}``
     """
+
+    formats: ClassVar[Mapping[str, str]] = {}
 
     @property
     @abstractmethod
@@ -62,6 +66,12 @@ class Encoder(Component, ABC):
         Return packets whose headers hold exactly the encoded bits, grouped by flow. What the layout does not carry
         (addresses, payload) is drawn from `rng`. Nothing is repaired here: that is the rules' work.
         """
+
+    def write(self, traffic: Traffic, path: Path, form: str) -> None:
+        """
+        Write packets, in the order given, as a new file in one of `formats`. The packets need belong to no flow.
+        """
+        raise KeyError(form)
 
 
 class Backend(Component, ABC):

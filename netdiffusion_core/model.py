@@ -8,7 +8,8 @@ to change one must copy it first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from mmap import MADV_DONTNEED, mmap
 from typing import Any, Literal
 
 import attrs
@@ -80,20 +81,25 @@ class Traffic:
     """
     Packets as they were captured, and the flows that they belong to.
 
-    data            uint8[bytes]      the captured bytes of all packets, one behind the other, link layer included
-    offsets         int64[packets+1]  packet i is ``data[offsets[i]:offsets[i + 1]]``
-    timestamps      int64[packets]    nanoseconds since 1970
-    wire_lengths    int64[packets]    bytes on the wire, at least the captured length
-    link_types      uint16[packets]   LINKTYPE_ numbers (tcpdump.org/linktypes.html)
-    flow_of         int32[packets]    row of `flows`, -1 for a packet of no flow (ARP)
-    from_initiator  bool[packets]     who sent it; False where flow_of is -1
-    flows           FlowTable
+    Selecting packets copies none of their bytes: parts of one capture share its `data`.
+
+    data              uint8[bytes]     where the packets lie, link layer included, perhaps with other bytes between
+                                       them; a mapped file where a capture is large
+    starts            int64[packets]   packet i is ``data[starts[i]:ends[i]]``
+    captured_lengths  int32[packets]   bytes of each packet that the capture holds
+    wire_lengths      int32[packets]   bytes on the wire, at least the captured length
+    timestamps        int64[packets]   nanoseconds since 1970
+    link_types        uint16[packets]  LINKTYPE_ numbers (tcpdump.org/linktypes.html)
+    flow_of           int32[packets]   row of `flows`, -1 for a packet of no flow (ARP)
+    from_initiator    bool[packets]    who sent it; False where flow_of is -1
+    flows             FlowTable
     """
 
     data: NDArray[np.uint8] = _array(np.uint8)
-    offsets: NDArray[np.int64] = _array(np.int64)
+    starts: NDArray[np.int64] = _array(np.int64)
+    captured_lengths: NDArray[np.int32] = _array(np.int32)
     timestamps: NDArray[np.int64] = _array(np.int64)
-    wire_lengths: NDArray[np.int64] = _array(np.int64)
+    wire_lengths: NDArray[np.int32] = _array(np.int32)
     link_types: NDArray[np.uint16] = _array(np.uint16)
     flow_of: NDArray[np.int32] = _array(np.int32)
     from_initiator: NDArray[np.bool_] = _array(np.bool_)
@@ -103,17 +109,17 @@ class Traffic:
         return len(self.timestamps)
 
     @property
-    def captured_lengths(self) -> NDArray[np.int64]:
+    def ends(self) -> NDArray[np.int64]:
         """
-        int64[packets]: bytes of each packet that the capture holds.
+        int64[packets]: where each packet ends in `data`.
         """
-        return np.diff(self.offsets)
+        return self.starts + self.captured_lengths
 
     def packet(self, index: int) -> bytes:
         """
         Return the captured bytes of one packet.
         """
-        return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
+        return self.data[self.starts[index] :][: self.captured_lengths[index]].tobytes()
 
     def by_flow(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """
@@ -124,22 +130,40 @@ class Traffic:
         counts = np.bincount(self.flow_of[order], minlength=len(self.flows))
         return order, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-    def select_packets(self, packets: NDArray[Any]) -> Traffic:
+    def select_packets(self, packets: NDArray[Any] | slice) -> Traffic:
         """
-        Return the traffic of these packets (int indices), in the order given; the flow table stays as it is.
+        Return the traffic of these packets (int indices or a slice), in the order given; the flow table stays as it is.
         """
-        lengths = self.captured_lengths[packets]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        gather = np.repeat(self.offsets[:-1][packets] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return attrs.evolve(
-            self,
-            data=self.data[gather],
-            offsets=offsets,
-            **{
-                name: getattr(self, name)[packets]
-                for name in ("timestamps", "wire_lengths", "link_types", "flow_of", "from_initiator")
-            },
-        )
+        return attrs.evolve(self, **{name: getattr(self, name)[packets] for name in _PACKET_COLUMNS})
+
+    def packed(self) -> Traffic:
+        """
+        Return the same packets with `data` of their own: one behind the other, nothing between them.
+        """
+        ends = np.cumsum(self.captured_lengths, dtype=np.int64)
+        starts = ends - self.captured_lengths
+        total = int(ends[-1]) if len(self) else 0
+        if total == len(self.data) and np.array_equal(starts, self.starts):
+            return self
+        data = np.empty(total, np.uint8)
+        source = self.data.data
+        for part in self.chunks():  # one copy a packet: an index a byte would take sixteen times the memory
+            bounds = zip(self.starts[part].tolist(), self.ends[part].tolist(), strict=True)
+            data[starts[part][0] : ends[part][-1]] = np.frombuffer(b"".join([source[a:b] for a, b in bounds]), np.uint8)
+        return attrs.evolve(self, data=data, starts=starts)
+
+    def chunks(self, packets: int = 1 << 15) -> Iterator[slice]:
+        """
+        Cut the packets into slices to be worked on one after the other, so that temporaries stay small. The pages of a
+        mapped file that one slice read are let go before the next.
+        """
+        mapped: Any = self.data
+        while isinstance(mapped, np.ndarray | memoryview):
+            mapped = mapped.base if isinstance(mapped, np.ndarray) else mapped.obj
+        for start in range(0, len(self), packets):
+            yield slice(start, min(start + packets, len(self)))
+            if isinstance(mapped, mmap):
+                mapped.madvise(MADV_DONTNEED)
 
     def select_flows(self, flows: NDArray[Any]) -> Traffic:
         """
@@ -152,22 +176,26 @@ class Traffic:
         return attrs.evolve(part, flow_of=rank[part.flow_of], flows=self.flows.select(chosen))
 
 
+_PACKET_COLUMNS = (
+    "starts", "captured_lengths", "wire_lengths", "timestamps", "link_types", "flow_of", "from_initiator",
+)  # fmt: skip
+
+
 def concatenate(parts: Sequence[Traffic]) -> Traffic:
     """
     Join traffics one behind the other: packets in the order given, flows renumbered.
     """
     flow_base = np.cumsum([0] + [len(p.flows) for p in parts])
     byte_base = np.cumsum([0] + [len(p.data) for p in parts])
-    joined = {
-        name: np.concatenate([getattr(p, name) for p in parts])
-        for name in ("data", "timestamps", "wire_lengths", "link_types", "from_initiator")
+    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("data", *_PACKET_COLUMNS)}
+    joined |= {
+        "starts": np.concatenate([p.starts + b for p, b in zip(parts, byte_base, strict=False)]),
+        "flow_of": np.concatenate(
+            [np.where(p.flow_of < 0, -1, p.flow_of + b) for p, b in zip(parts, flow_base, strict=False)]
+        ),
     }
     return Traffic(
         **joined,
-        offsets=np.concatenate([[0]] + [p.offsets[1:] + b for p, b in zip(parts, byte_base, strict=False)]),
-        flow_of=np.concatenate(
-            [np.where(p.flow_of < 0, -1, p.flow_of + b) for p, b in zip(parts, flow_base, strict=False)]
-        ),
         flows=FlowTable(
             **{f.name: np.concatenate([getattr(p.flows, f.name) for p in parts]) for f in attrs.fields(FlowTable)}
         ),

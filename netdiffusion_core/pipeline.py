@@ -418,6 +418,20 @@ def write(traffic: Traffic, folder: Path, progress: Progress = silent) -> None:
             advance()
 
 
+def export(traffic: Traffic, encoder: Encoder, form: str, folder: Path, progress: Progress = silent) -> None:
+    """
+    Write one file a flow in a format of the encoder: ``folder/LABEL/00001.npt``, numbered in the order of the flows.
+    """
+    order, starts = traffic.by_flow()
+    names = flow_names(traffic.flows.labels.tolist())
+    with progress("write", len(names)) as advance:
+        for i, (label, number) in enumerate(names):
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            path = folder / label / f"{number:05d}{encoder.formats[form]}"
+            encoder.write(traffic.select_packets(order[starts[i] : starts[i + 1]]), path, form)
+            advance()
+
+
 def evaluate(
     real: RealTraffic, synthetic: Traffic, evaluators: Sequence[tuple[str, Evaluator]], context: Context
 ) -> tuple[Score, ...]:
@@ -530,12 +544,19 @@ def capture_files(path: Path) -> dict[str, Path]:
     return found
 
 
-def read(path: Path, plugins: Plugins) -> Traffic:
+def read_packets(path: Path, plugins: Plugins) -> Traffic:
     """
-    Read one capture, whatever its format, with its flows assembled. Raises DataError.
+    Read one capture, whatever its format, as it is. Raises DataError.
     """
     other = None if is_capture(path) else plugins.open_capture(path)
-    return assemble(read_capture(path) if other is None else other, source=path.name)
+    return read_capture(path) if other is None else other
+
+
+def read(path: Path, plugins: Plugins) -> Traffic:
+    """
+    Read one capture with its flows assembled. Raises DataError.
+    """
+    return assemble(read_packets(path, plugins), source=path.name)
 
 
 def flow_names(labels: Sequence[str]) -> list[tuple[str, int]]:
@@ -610,15 +631,14 @@ def _packets_changed(before: Traffic, after: Traffic) -> dict[str, int]:
     """
     if len(before) != len(after):
         return _changes(0, 0, 0, abs(len(before) - len(after)))
-    if before.data is after.data:
-        return _changes(0, 8 * len(before.data), 0, 0)
+    if before is after:
+        return _changes(0, 8 * int(before.captured_lengths.sum()), 0, 0)
     kept = np.flatnonzero(before.captured_lengths == after.captured_lengths)
     resized = len(before) - len(kept)
-    if resized:
-        before, after = before.select_packets(kept), after.select_packets(kept)
+    before, after = (before.select_packets(kept).packed(), after.select_packets(kept).packed())
     differing = np.flatnonzero(before.data != after.data)
     bits = np.unpackbits(before.data[differing] ^ after.data[differing]).sum()
-    packets = np.unique(np.searchsorted(before.offsets, differing, side="right"))
+    packets = np.unique(np.searchsorted(before.starts, differing, side="right"))
     return _changes(int(bits), 8 * len(before.data), len(packets) + resized, resized)
 
 

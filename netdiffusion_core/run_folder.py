@@ -33,6 +33,34 @@ def new_folder(target: Path, overwrite: bool = False, inputs: Sequence[Path] = (
     """
     target = Path(os.path.abspath(target))
     _check_free(target, overwrite, inputs)
+    with _partial(target) as partial:
+        yield partial
+        _put(partial, target, overwrite)
+
+
+@contextmanager
+def new_file(target: Path, overwrite: bool = False, inputs: Sequence[Path] = ()) -> Iterator[Path]:
+    """
+    Like `new_folder`, for a file: yield a path where nothing stands yet.
+    """
+    target = Path(os.path.abspath(target))
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; give the name of a file")
+    if any(target.exists() and target.samefile(path) for path in inputs):
+        raise ConfigError(f"{target} is what is read; choose another output")
+    if os.path.lexists(target) and not overwrite:
+        raise ConfigError(f"{target} exists already; choose another output, or replace it with --overwrite")
+    with _partial(target) as partial:
+        yield partial / target.name
+        os.replace(partial / target.name, target)
+        partial.rmdir()
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    """
+    Yield a private folder beside `target`, and remove it when something goes wrong.
+    """
     parent = target.parent
     partial = None
     try:
@@ -40,7 +68,6 @@ def new_folder(target: Path, overwrite: bool = False, inputs: Sequence[Path] = (
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
         partial.chmod(0o777 & ~_umask())
         yield partial
-        _put(partial, target, overwrite)
     except BaseException as error:
         # What was it? A full disk must be seen before the half-written folder is removed.
         sentence = no_space(error, parent) or (explain(error) if isinstance(error, OSError) else "")

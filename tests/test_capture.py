@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,14 +20,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scapy.contrib.mpls import MPLS
+from scapy.layers.dot11 import Dot11, Dot11QoS, RadioTap
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
-from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1Q, Ether, Loopback
+from scapy.layers.l2 import ARP, LLC, SNAP, CookedLinux, CookedLinuxV2, Dot1Q, Dot3, Ether, Loopback
 from scapy.layers.ppp import PPP, PPPoE
 from scapy.packet import Packet, Raw
 from scapy.utils import PcapNgWriter, PcapWriter
 
-from netdiffusion_core.capture import assemble, dissect, read_capture, write_capture
+from netdiffusion_core.capture import assemble, dissect, pcapfile, read_capture, write_capture
 from netdiffusion_core.capture.flows import group_ids
 from netdiffusion_core.capture.pcapfile import NO_FLOWS
 from netdiffusion_core.errors import DataError, RunError
@@ -46,12 +48,13 @@ def traffic_of(packets: list[bytes | Packet], times_s: list[float] | None = None
     Put packets one second apart, or at these times, into a traffic without flows.
     """
     raw = [bytes(p) for p in packets]
-    lengths = [len(p) for p in raw]
+    lengths = np.array([len(p) for p in raw], np.int64)
     return Traffic(
         data=np.frombuffer(b"".join(raw), np.uint8),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        starts=np.cumsum(lengths) - lengths,
+        captured_lengths=lengths,
         timestamps=np.array([round(t * NS) for t in (times_s or range(len(raw)))]),
-        wire_lengths=np.array(lengths),
+        wire_lengths=lengths,
         link_types=np.full(len(raw), link),
         flow_of=np.full(len(raw), -1),
         from_initiator=np.zeros(len(raw), bool),
@@ -70,8 +73,8 @@ def outcome(path: Path) -> tuple[Traffic | None, str]:
 
 
 def same_packets(a: Traffic, b: Traffic) -> bool:
-    columns = ("data", "offsets", "timestamps", "wire_lengths", "link_types")
-    return all(np.array_equal(getattr(a, c), getattr(b, c)) for c in columns)
+    columns = ("data", "captured_lengths", "timestamps", "wire_lengths", "link_types")
+    return all(np.array_equal(getattr(a.packed(), c), getattr(b.packed(), c)) for c in columns)
 
 
 def pcap(records: list[bytes], order: str = "<", magic: int = 0xA1B2C3D4, link: int = 1) -> bytes:
@@ -191,6 +194,48 @@ def test_scapys_files(tmp_path: Path, writer) -> None:
     out.close()
     traffic = read_capture(tmp_path / "x")
     assert same_packets(traffic, traffic_of(packets, [1_000 + i / 4 for i in range(5)]))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("form", ["pcap", "pcapng"])
+def test_a_large_file_is_mapped_and_reads_the_same(tmp_path: Path, monkeypatch, form: str, pack) -> None:
+    records = [bytes([i]) * (i + 20) for i in range(50)]
+    blocks = b"".join(enhanced(0, i * 1_000_007, r, len(r) + 4) for i, r in enumerate(records))
+    (tmp_path / "x").write_bytes(pack(pcap(records) if form == "pcap" else section() + interface(1) + blocks))
+    whole = read_capture(tmp_path / "x")
+    monkeypatch.setattr(pcapfile, "MAPPED_BYTES", 100)
+    monkeypatch.setattr(pcapfile, "_WINDOW_BYTES", 150)
+    mapped = read_capture(tmp_path / "x")
+    assert [mapped.packet(i) for i in range(len(mapped))] == records
+    assert same_packets(whole, mapped)
+    assert all(len(list(mapped.chunks(7))) == 8 for _ in range(2))  # a slice let go is read again
+    write_capture(tmp_path / "y", mapped, np.arange(len(mapped))[::-1])
+    assert read_capture(tmp_path / "y").packet(0) == records[-1]
+
+
+BIG = """
+import re, sys  # ru_maxrss would count the memory of the parent before exec
+from pathlib import Path
+from netdiffusion_core.capture import assemble, read_capture
+traffic = assemble(read_capture(Path(sys.argv[1])))
+peak_kib = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
+print(len(traffic), len(traffic.flows), int(peak_kib) >> 10)
+"""
+
+
+def test_five_gigabytes_are_read_in_little_memory(tmp_path: Path) -> None:
+    packet = bytes(Ether() / IP(src="10.0.0.1", dst="10.0.0.2", len=60_000) / UDP(sport=1, dport=2, len=59_980))
+    n = 5 * (1 << 30) // 60_016
+    with (tmp_path / "big.pcap").open("wb") as file:  # zeros that nobody writes take no room on the disk
+        file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, 1))
+        for i in range(n):
+            file.seek(24 + i * 60_016)
+            file.write(struct.pack("<IIII", i // 1000, i % 1000, 60_000, 60_014) + packet)
+        file.truncate(24 + n * 60_016)
+    command = [sys.executable, "-c", BIG, tmp_path / "big.pcap"]
+    packets, flows, peak_mib = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert (int(packets), int(flows)) == (n, 1)
+    assert int(peak_mib) < 300  # one page a packet makes 350 already, if they all stay
 
 
 @pytest.mark.parametrize("form", ["pcap", "pcapng"])
@@ -344,10 +389,18 @@ INNER = (
         (1, Ether(type=0x88A8) / Dot1Q(vlan=7) / Dot1Q(vlan=9) / INNER, 7),
         (1, Ether(type=0x8847) / MPLS(label=3, s=0) / MPLS(label=4, s=1) / INNER, -1),
         (1, Ether() / PPPoE() / PPP(proto=0x21) / INNER, -1),
+        (1, Dot3() / LLC() / SNAP(code=0x800) / INNER, -1),
+        (1, Ether() / IP(options=b"\x01\x01\x01\x00") / INNER, -1),
+        (1, Ether() / IPv6() / IP() / INNER, -1),
+        (51, PPPoE() / PPP(proto=0x21) / INNER, -1),
+        (105, Dot11(type=2) / LLC() / SNAP(code=0x800) / INNER, -1),
+        (105, Dot11(type=2, FCfield=3) / LLC() / SNAP(code=0x800) / INNER, -1),
+        (127, RadioTap() / Dot11(type=2, subtype=8) / Dot11QoS() / LLC() / SNAP(code=0x800) / INNER, -1),
         (113, CookedLinux(proto=0x800) / INNER, -1),
         (276, CookedLinuxV2(proto=0x800) / INNER, -1),
         (0, Loopback(type=2) / INNER, -1),
         (9, b"\xff\x03\x00\x21" + bytes(INNER), -1),
+        (50, b"\xff\x03\x00\x21" + bytes(INNER), -1),
         (104, b"\x0f\x00\x08\x00" + bytes(INNER), -1),
         (101, INNER, -1),
         (228, INNER, -1),
@@ -364,6 +417,17 @@ def test_headers_are_found_behind_every_link_layer(link: int, packet: Packet | b
     assert found.transport_offsets.tolist() == [at + 24]
     assert found.transport_header_lengths.tolist() == [24]
     assert found.payload_lengths.tolist() == [3]
+
+
+def test_what_only_looks_like_ip_is_none() -> None:
+    inside = bytes(LLC() / SNAP(code=0x800) / INNER)
+    encrypted, beacon = Dot11(type=2, FCfield=0x40) / Raw(inside), Dot11(type=0, subtype=8) / Raw(inside)
+    assert dissect(traffic_of([encrypted, beacon], link=105)).ip_versions.tolist() == [0, 0]
+    phantom = Ether(dst="45:00:00:40:00:01", src="00:00:40:11:00:00") / ARP()
+    assert dissect(traffic_of([phantom])).ip_versions.tolist() == [0]
+    broken = IP(dst="1.2.3.4", proto=4) / Raw(b"\x41" + bytes(30))  # IP in IP whose inner header is none
+    found = dissect(traffic_of([broken], link=101))
+    assert (found.ip_offsets.tolist(), found.protocols.tolist()) == ([0], [4])
 
 
 def test_ipv6_extension_headers_are_passed() -> None:
@@ -440,6 +504,14 @@ def test_silence_ends_a_udp_flow_but_no_tcp_flow() -> None:
     traffic = assembled(packets, [0, 0, 120, 120, 240.001, 240.001])
     assert traffic.flow_of.tolist() == [0, 1, 0, 1, 2, 1]
     assert traffic.flows.protocols.tolist() == [17, 6, 17]
+
+
+def test_many_packets_are_told_apart_as_few_are() -> None:
+    one = traffic_of([udp(A, B), udp(B, A), udp(A, ("10.0.0.3", 80)), ARP()], link=101)
+    many = one.select_packets(np.tile(np.arange(4), 30_000))  # more than a chunk, of shared bytes
+    many = assemble(attrs.evolve(many, timestamps=np.arange(len(many)) * 1000))
+    assert np.array_equal(many.flow_of, np.tile([0, 0, 1, -1], 30_000))
+    assert np.array_equal(many.from_initiator, np.tile([True, False, True, False], 30_000))
 
 
 def test_interleaved_flows_are_told_apart_and_ordered_by_time() -> None:
@@ -534,5 +606,5 @@ def test_flows_do_not_depend_on_the_order_of_packets_in_the_file(steps, random) 
 @quick
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=30), st.sampled_from([1, 1 << 32, 1 << 61]))
 def test_rows_get_one_number_if_and_only_if_they_are_equal(rows: list[tuple[int, int, int]], scale: int) -> None:
-    ids = group_ids(np.array(rows, np.uint64) * np.uint64(scale))
+    ids, _ = group_ids(np.array(rows, np.uint64) * np.uint64(scale))
     assert len(set(zip(ids.tolist(), rows, strict=True))) == len(set(rows)) == len(set(ids.tolist()))

@@ -81,7 +81,8 @@ class ToyEncoder(Encoder):
         addresses = np.zeros((flows, 16))
         return Traffic(
             data=packets.ravel(),
-            offsets=np.arange(n + 1) * 28,
+            starts=np.arange(n) * 28,
+            captured_lengths=np.full(n, 28),
             timestamps=np.arange(n) * 1000,
             wire_lengths=np.full(n, 28),
             link_types=np.full(n, LINK_RAW),

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ..model import ICMP, ICMPV6, TCP, UDP, FlowTable, Traffic
@@ -45,34 +46,32 @@ def assemble(
     each packet is from, and `label`, `split` and `source` may then be str[captures].
     """
     n = len(traffic)
-    capture = np.zeros(n, np.int64) if capture_of is None else np.asarray(capture_of, np.int64)
-    headers = dissect(traffic)
-    ports = _ports(traffic, headers)
-    addresses = _addresses(traffic, headers)
-    kinds = headers.ip_versions << 8 | np.maximum(headers.protocols, 0) | ports[:, 2] << 16
-    scope = (capture << 13) + headers.vlans + 1
-    keys, swapped = conversation_keys(scope, kinds, addresses, ports[:, :2])
-    first = _first_fragments(headers, scope, addresses)
-    chosen = np.flatnonzero(first >= 0)
-    keys, swapped = keys[first[chosen]], swapped[first[chosen]]
+    capture = np.broadcast_to(np.int64(0), n) if capture_of is None else np.asarray(capture_of, np.int64)
+    told = _tell(traffic, capture)
+    chosen = np.flatnonzero(told.conversation >= 0)
 
     # In time order within each conversation.
-    conversation = group_ids(keys)
+    in_time = bool((np.diff(traffic.timestamps[chosen]) >= 0).all())
+    conversation = told.conversation[chosen]
+    order = (
+        np.argsort(conversation, kind="stable") if in_time else np.lexsort((traffic.timestamps[chosen], conversation))
+    )
+    chosen, conversation = chosen[order], conversation[order]
+    swapped, protocol = told.swapped[chosen], told.protocol[chosen]
     times = traffic.timestamps[chosen]
-    order = np.lexsort((times, conversation))
-    chosen, swapped, conversation, times = chosen[order], swapped[order], conversation[order], times[order]
-    protocol = headers.protocols[chosen]
     starts = np.diff(conversation, prepend=-1) != 0
-    timeout_ns = np.where(np.isin(protocol, (ICMP, ICMPV6)), icmp_timeout_s, udp_timeout_s) * _NS
-    starts |= (protocol != TCP) & (np.diff(times, prepend=times[:1]) > timeout_ns)
-    flags, sequence, acknowledged = _tcp_fields(traffic, headers, chosen)
-    starts |= _begins_connection(flags, sequence, acknowledged, conversation, swapped)
+    is_icmp = (protocol == ICMP) | (protocol == ICMPV6)
+    silence_ns = np.diff(times, prepend=times[:1])
+    for has_timeout, timeout_s in ((is_icmp, icmp_timeout_s), (~is_icmp & (protocol != TCP), udp_timeout_s)):
+        starts |= has_timeout & (silence_ns > timeout_s * _NS)
+    flags = told.flags[chosen]
+    starts |= _begins_connection(flags, told.sequence[chosen], told.acknowledged[chosen], conversation, swapped)
 
     # Number the flows by their first packets: those lie at `starts`.
     begin = np.flatnonzero(starts)
     rank = np.empty(len(begin), np.int64)
     rank[np.lexsort((chosen[begin], times[begin], capture[chosen[begin]]))] = np.arange(len(begin))
-    flow = rank[np.cumsum(starts) - 1]
+    flow = np.repeat(rank, np.diff(begin, append=len(chosen))).astype(np.int32)
     by_rank = np.argsort(rank)
     lead = chosen[begin][by_rank]  # the first packet of each flow
     initiator_swapped = swapped[begin][by_rank]
@@ -85,8 +84,14 @@ def assemble(
     from_initiator = np.zeros(n, bool)
     from_initiator[chosen] = swapped == initiator_swapped[flow]
     led = from_initiator[lead]
-    lead_addresses, lead_ports = addresses[lead], ports[first[lead]]
-    echo = np.isin(headers.protocols[lead], (ICMP, ICMPV6))
+    lead_traffic = traffic.select_packets(lead)
+    headers = dissect(lead_traffic)
+    addresses = _addresses(lead_traffic, headers)
+    _, in_lead, in_later = np.intersect1d(lead, told.later, return_indices=True)
+    lead[in_lead] = told.head[in_later]  # a flow may begin with a later fragment, and the first has the ports
+    lead_traffic = traffic.select_packets(lead)
+    ports = _ports(lead_traffic, dissect(lead_traffic))
+    echo = (headers.protocols == ICMP) | (headers.protocols == ICMPV6)
 
     def per_flow(text: Array | str) -> Array:
         return np.full(len(lead), text) if isinstance(text, str) else text[capture[lead]]
@@ -99,13 +104,82 @@ def assemble(
             labels=per_flow(label),
             splits=per_flow(split),
             sources=per_flow(source),
-            ip_versions=headers.ip_versions[lead],
-            protocols=headers.protocols[lead],
-            initiator_addresses=np.where(led[:, None], lead_addresses[:, 0], lead_addresses[:, 1]),
-            responder_addresses=np.where(led[:, None], lead_addresses[:, 1], lead_addresses[:, 0]),
-            initiator_ports=np.where(led, lead_ports[:, 0], lead_ports[:, 1]),
-            responder_ports=np.where(echo, 0, np.where(led, lead_ports[:, 1], lead_ports[:, 0])),
+            ip_versions=headers.ip_versions,
+            protocols=headers.protocols,
+            initiator_addresses=np.where(led[:, None], addresses[:, 0], addresses[:, 1]),
+            responder_addresses=np.where(led[:, None], addresses[:, 1], addresses[:, 0]),
+            initiator_ports=np.where(led, ports[:, 0], ports[:, 1]),
+            responder_ports=np.where(echo, 0, np.where(led, ports[:, 1], ports[:, 0])),
         ),
+    )
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Told:
+    """
+    What each packet tells about its flow, in as few bytes as a large capture asks for.
+
+    conversation            int32[packets]   equal for packets of one conversation, -1 for a packet of none
+    swapped                 bool[packets]    whether the destination is the lower endpoint, see `conversation_keys`
+    protocol                uint8[packets]
+    flags                   uint8[packets]   of TCP; 0 where there is none
+    sequence, acknowledged  uint32[packets]
+    later, head             int64[k]         see `_first_fragments`
+    """
+
+    conversation: Array
+    swapped: Array
+    protocol: Array
+    flags: Array
+    sequence: Array
+    acknowledged: Array
+    later: Array
+    head: Array
+
+
+def _tell(traffic: Traffic, capture: Array) -> _Told:
+    n = len(traffic)
+    conversation, swapped = np.full(n, -1, np.int32), np.zeros(n, bool)
+    protocol, flags = np.zeros((2, n), np.uint8)
+    sequence, acknowledged = np.zeros((2, n), np.uint32)
+    known, n_known = [np.zeros((0, 6), np.uint64)], 0  # the keys of each chunk's conversations
+    fragments = [np.zeros((2, 0), np.int64)]  # packet, fragment offset
+    datagrams = [np.zeros((0, 6), np.uint64)]  # and the keys of their datagrams
+    for part in traffic.chunks():
+        piece = traffic.select_packets(part)
+        headers = dissect(piece)
+        ports, addresses = _ports(piece, headers), _addresses(piece, headers)
+        scope = (capture[part] << 13) + headers.vlans + 1
+        kinds = headers.ip_versions << 8 | np.maximum(headers.protocols, 0) | ports[:, 2] << 16
+        keys, swapped[part] = conversation_keys(scope, kinds, addresses, ports[:, :2])
+        i = np.flatnonzero(headers.ip_versions)
+        ids, one_each = group_ids(keys[i])
+        conversation[part.start + i] = ids + n_known
+        known.append(keys[i[one_each]])
+        n_known += len(one_each)
+        protocol[part] = np.maximum(headers.protocols, 0)
+        flags[part], sequence[part], acknowledged[part] = _tcp_fields(piece, headers)
+
+        i = np.flatnonzero(headers.fragments)
+        words = np.ascontiguousarray(addresses[i]).view(np.uint64).reshape(len(i), 4)
+        identity = headers.protocols[i] << 32 | headers.fragment_ids[i]
+        datagrams.append(np.column_stack([words, scope[i].astype(np.uint64), identity.astype(np.uint64)]))
+        fragments.append(np.stack([part.start + i, headers.fragment_offsets[i]]))
+    conversation = np.append(group_ids(np.concatenate(known))[0], -1).astype(np.int32)[conversation]
+
+    packets, offsets = np.concatenate(fragments, axis=1)
+    later, head = _first_fragments(packets, offsets, np.concatenate(datagrams))
+    conversation[later] = np.where(head < 0, -1, conversation[head])
+    swapped[later] = swapped[head]
+    return _Told(
+        conversation=conversation,
+        swapped=swapped,
+        protocol=protocol,
+        flags=flags,
+        sequence=sequence,
+        acknowledged=acknowledged,
+        later=later,
+        head=head,
     )
 
 
@@ -118,7 +192,7 @@ def conversation_keys(scope: Array, kinds: Array, addresses: Array, ports: Array
     addresses     uint8[n, 2, 16]    source, destination
     ports         int64[n, 2]        source, destination
     """
-    words = np.ascontiguousarray(addresses).view(">u8").reshape(len(scope), 2, 2).astype(np.uint64)
+    words = np.ascontiguousarray(addresses).view(np.uint64).reshape(len(scope), 2, 2)  # any order will do
     (s0, s1), (d0, d1) = words[:, 0].T, words[:, 1].T
     s2, d2 = ports.T
     swapped = (d0 < s0) | (d0 == s0) & ((d1 < s1) | (d1 == s1) & (d2 < s2))
@@ -131,18 +205,19 @@ def conversation_keys(scope: Array, kinds: Array, addresses: Array, ports: Array
     return keys, swapped
 
 
-def group_ids(keys: Array) -> NDArray[np.int64]:
+def group_ids(keys: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
-    Number equal rows of uint64[n, k] alike: int64[n]. Rows are compared by a hash, and by value should two collide.
+    Return ``(ids, firsts)``: int64[n], equal for equal rows of uint64[n, k], and the first row of each id. Rows are
+    compared by a hash, and by value should two collide.
     """
     mixed = np.zeros(len(keys), np.uint64)
     for column in keys.T:
         mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(32)
-    _, first, ids = np.unique(mixed, return_index=True, return_inverse=True)
-    if (keys[first[ids]] != keys).any():
-        _, ids = np.unique(keys, axis=0, return_inverse=True)
-    return ids.reshape(-1)
+    _, firsts, ids = np.unique(mixed, return_index=True, return_inverse=True)
+    if (keys[firsts[ids]] != keys).any():
+        _, firsts, ids = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    return ids.reshape(-1), firsts
 
 
 def _addresses(traffic: Traffic, headers: Dissection) -> Array:
@@ -152,8 +227,9 @@ def _addresses(traffic: Traffic, headers: Dissection) -> Array:
     addresses = np.zeros((len(traffic), 2, 16), np.uint8)
     for version, at, size in ((4, 12, 4), (6, 8, 16)):
         i = np.flatnonzero(headers.ip_versions == version)
-        where = headers.ip_offsets[i, None, None] + at + np.arange(2)[:, None] * size + np.arange(size)
-        addresses[i, :, :size] = traffic.data[where]
+        if len(i):
+            both = sliding_window_view(traffic.data, 2 * size)[headers.ip_offsets[i] + at]
+            addresses[i, :, :size] = both.reshape(len(i), 2, size)
     return addresses
 
 
@@ -164,7 +240,7 @@ def _ports(traffic: Traffic, headers: Dissection) -> Array:
     """
     ports = np.zeros((len(traffic), 3), np.int64)
     at = headers.ip_offsets + headers.ip_header_lengths
-    room = np.where(headers.fragment_offsets == 0, traffic.offsets[1:] - at, 0)
+    room = np.where(headers.fragment_offsets == 0, traffic.ends - at, 0)
     i = np.flatnonzero(np.isin(headers.protocols, _WITH_PORTS) & (room >= 4))
     ports[i, 0] = uint(traffic.data, at[i], 2)
     ports[i, 1] = uint(traffic.data, at[i] + 2, 2)
@@ -176,38 +252,36 @@ def _ports(traffic: Traffic, headers: Dissection) -> Array:
     return ports
 
 
-def _first_fragments(headers: Dissection, scope: Array, addresses: Array) -> Array:
+def _first_fragments(packets: Array, offsets: Array, datagrams: Array) -> tuple[Array, Array]:
     """
-    Return int64[packets]: the packet that holds the ports. Each IP packet is its own; a later fragment's is the first
-    fragment of its datagram (RFC 791: same addresses, protocol and identification), the last one seen before it, else
-    the next; -1 where there is none.
+    Return ``(later, head)``: the fragments that are not the first of their datagram (RFC 791: same addresses, protocol
+    and identification), and for each the first one, the last seen before it, else the next; -1 where there is none.
+
+    packets, offsets  int64[n]      fragments, and where in the datagram they belong
+    datagrams         uint64[n, k]  equal for fragments of one datagram
     """
-    first = np.where(headers.ip_versions > 0, np.arange(len(scope)), -1)
-    i = np.flatnonzero(headers.fragments)
-    words = np.ascontiguousarray(addresses[i]).view(np.uint64).reshape(len(i), 4)
-    identity = headers.protocols[i] << 32 | headers.fragment_ids[i]
-    ids = group_ids(np.column_stack([words, scope[i].astype(np.uint64), identity.astype(np.uint64)]))
+    ids, _ = group_ids(datagrams)
     order = np.argsort(ids, kind="stable")
-    i, ids = i[order], ids[order]
-    heads = np.flatnonzero(headers.fragment_offsets[i] == 0)
-    for nearest in (np.searchsorted(heads, np.arange(len(i))), np.searchsorted(heads, np.arange(len(i)), "right") - 1):
+    packets, offsets, ids = packets[order], offsets[order], ids[order]
+    heads = np.flatnonzero(offsets == 0)
+    head_of = np.full(len(packets), -1, np.int64)
+    for nearest in (
+        np.searchsorted(heads, np.arange(len(ids))),
+        np.searchsorted(heads, np.arange(len(ids)), "right") - 1,
+    ):
         head = np.append(heads, -1)[nearest]
         found = (head >= 0) & (ids[head] == ids)
-        first[i[found]] = i[head[found]]
-    lost = np.flatnonzero(headers.fragment_offsets[i] > 0)
-    lost = i[lost[first[i[lost]] == i[lost]]]
-    first[lost] = -1
-    return first
+        head_of[found] = packets[head[found]]
+    return packets[offsets > 0], head_of[offsets > 0]
 
 
-def _tcp_fields(traffic: Traffic, headers: Dissection, packets: Array) -> tuple[Array, Array, Array]:
+def _tcp_fields(traffic: Traffic, headers: Dissection) -> tuple[Array, Array, Array]:
     """
-    Return flags, sequence and acknowledgement numbers of these packets: int64[packets], 0 where there is no TCP.
+    Return flags, sequence and acknowledgement numbers: int64[packets], 0 where there is no TCP.
     """
-    at = headers.ip_offsets[packets] + headers.ip_header_lengths[packets]
-    whole = (headers.protocols[packets] == TCP) & (headers.fragment_offsets[packets] == 0)
-    i = np.flatnonzero(whole & (traffic.offsets[packets + 1] - at >= 14))
-    flags, sequence, acknowledged = np.zeros((3, len(packets)), np.int64)
+    at = headers.ip_offsets + headers.ip_header_lengths
+    i = np.flatnonzero((headers.protocols == TCP) & (headers.fragment_offsets == 0) & (traffic.ends - at >= 14))
+    flags, sequence, acknowledged = np.zeros((3, len(traffic)), np.int64)
     flags[i] = traffic.data[at[i] + 13]
     sequence[i] = uint(traffic.data, at[i] + 4, 4)
     acknowledged[i] = uint(traffic.data, at[i] + 8, 4)
@@ -230,6 +304,6 @@ def _begins_connection(
     i = i[i > 0]
     before = i - 1
     crossed = (conversation[before] == conversation[i]) & (swapped[before] != swapped[i])
-    answered = (flags[before] & _SYN_ACK == _SYN_ACK) & (acknowledged[before] == (sequence[i] + 1) % (1 << 32))
+    answered = (flags[before] & _SYN_ACK == _SYN_ACK) & (acknowledged[before] == sequence[i] + np.uint32(1))
     begins[i[crossed & (answered | (flags[before] & _SYN_ACK == _SYN))]] = False
     return begins

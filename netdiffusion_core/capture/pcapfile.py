@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import gzip
 import logging
+import mmap
 import os
 import struct
+import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import attrs
 import numpy as np
@@ -33,6 +37,12 @@ MAX_CAPTURED_BYTES = 1 << 18
 
 _MAX_BLOCK_BYTES = 1 << 24
 _MAX_UNPACKED_BYTES = 1 << 31
+_WINDOW_BYTES = 1 << 24
+_MAX_WIRE_BYTES = (1 << 31) - 1
+
+MAPPED_BYTES = 1 << 28
+"""A larger file is mapped and not read into memory."""
+
 _NS = 1_000_000_000
 
 _GZIP = b"\x1f\x8b"
@@ -100,36 +110,45 @@ def write_capture(path: Path, traffic: Traffic, order: Array | None = None) -> N
             f"{path} would mix the link types {', '.join(map(str, links))}, and a pcap file holds one; "
             "write one file a link type"
         )
-    seconds, nanoseconds = np.divmod(part.timestamps, _NS)
+    seconds = part.timestamps // _NS
     if len(part) and not (seconds.min() >= 0 and seconds.max() < 1 << 32):
         raise DataError(f"{path}: pcap holds times from 1970 to 2106, and a packet lies outside")
-    lengths = part.captured_lengths
-    records = np.empty(len(part), _RECORD)
-    for name, values in zip(_RECORD.names or (), (seconds, nanoseconds, lengths, part.wire_lengths), strict=True):
-        records[name] = values
-
     link = int(links[0]) if len(links) else LINK_ETHERNET
-    header = struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, MAX_CAPTURED_BYTES, link)
-    content = np.empty(len(records) * _RECORD.itemsize + len(part.data), np.uint8)
-    is_data = np.ones(len(content), bool)
-    at = part.offsets[:-1] + np.arange(len(part)) * _RECORD.itemsize
+    with _whole_or_not(path) as file:
+        file.write(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, MAX_CAPTURED_BYTES, link))
+        for chunk in part.chunks():
+            file.write(_records(part.select_packets(chunk).packed()).data)
+
+
+def _records(traffic: Traffic) -> Array:
+    """
+    Return packed packets with the record header before each: uint8[bytes].
+    """
+    headers = np.empty(len(traffic), _RECORD)
+    columns = (*np.divmod(traffic.timestamps, _NS), traffic.captured_lengths, traffic.wire_lengths)
+    for name, values in zip(_RECORD.names or (), columns, strict=True):
+        headers[name] = values
+    records = np.empty(headers.nbytes + len(traffic.data), np.uint8)
+    is_data = np.ones(len(records), bool)
+    at = traffic.starts + np.arange(len(traffic)) * _RECORD.itemsize
     at = (at[:, None] + np.arange(_RECORD.itemsize)).ravel()
     is_data[at] = False
-    content[at] = records.view(np.uint8)
-    content[is_data] = part.data
-    _write_whole(path, header, content)
+    records[at] = headers.view(np.uint8)
+    records[is_data] = traffic.data
+    return records
 
 
-def _write_whole(path: Path, *pieces: Any) -> None:
+@contextmanager
+def _whole_or_not(path: Path) -> Iterator[BinaryIO]:
     """
-    Write a file under a temporary name beside it, then give it its own.
+    Open a file for writing that appears under its name only when it is whole. Raises RunError when the disk does not
+    take it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
             with temporary.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece)
+                yield file
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -137,37 +156,56 @@ def _write_whole(path: Path, *pieces: Any) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path) -> bytes | mmap.mmap:
     """
-    Return the content of a file, unpacked, without filling the memory. A pipe or device is no capture file.
+    Return the content of a file, unpacked: in memory, or mapped where it is large. A pipe or device is no capture file.
     """
     try:
         if not path.is_file():
             raise DataError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
         with path.open("rb") as file:
             packed = file.read(2) == _GZIP
-        return _unpack(path) if packed else path.read_bytes()
+            return _unpack(path) if packed else _whole(file)
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}; fetch or compress it again") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _unpack(path: Path) -> bytes:
-    pieces, room = [], _MAX_UNPACKED_BYTES
-    try:
-        with gzip.open(path) as file:
-            while piece := file.read1(1 << 20):
-                pieces.append(piece)
-                room -= len(piece)
-                if room < 0:
-                    raise DataError(f"{path} unpacks to more than {_MAX_UNPACKED_BYTES >> 30} GiB; gunzip it first")
-    except EOFError:
-        log.warning("%s: the gzip data is cut short; the packets before the cut are kept", path)
-    return b"".join(pieces)
+def _whole(file: BinaryIO) -> bytes | mmap.mmap:
+    size = file.seek(0, os.SEEK_END)
+    if size > MAPPED_BYTES:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    file.seek(0)
+    return file.read()
 
 
-def _byte_order(content: bytes) -> str:
+def _unpack(path: Path) -> bytes | mmap.mmap:
+    """
+    Unpack a gzip file into a nameless one.
+    """
+    with tempfile.TemporaryFile() as file:
+        try:
+            with gzip.open(path) as packed:
+                while piece := packed.read1(1 << 20):
+                    if file.tell() + len(piece) > _MAX_UNPACKED_BYTES:
+                        raise DataError(f"{path} unpacks to more than {_MAX_UNPACKED_BYTES >> 30} GiB; gunzip it first")
+                    file.write(piece)
+        except EOFError:
+            log.warning("%s: the gzip data is cut short; the packets before the cut are kept", path)
+        file.flush()
+        return _whole(file)
+
+
+def _let_go(content: bytes | mmap.mmap) -> None:
+    """
+    Let go of the pages of a mapped file that were read: they would count as memory in use.
+    """
+    if isinstance(content, mmap.mmap):
+        content.madvise(mmap.MADV_DONTNEED)
+
+
+def _byte_order(content: bytes | mmap.mmap) -> str:
     """
     Return ``<`` or ``>`` for a pcap file, an empty string for anything else.
     """
@@ -187,48 +225,89 @@ _COLUMNS: dict[str, Any] = {f.name: _NO_ADDRESSES if "addresses" in f.name else 
 NO_FLOWS = FlowTable(**_COLUMNS)
 
 
-def _traffic(content: bytes, starts: Array, lengths: Array, times: Array, wire: Array, links: Array) -> Traffic:
-    pieces = [content[start:end] for start, end in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)]
-    return Traffic(
-        data=np.frombuffer(b"".join(pieces), np.uint8),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        timestamps=times,
-        wire_lengths=np.maximum(wire, lengths),
-        link_types=links,
-        flow_of=np.full(len(starts), -1),
-        from_initiator=np.zeros(len(starts), bool),
-        flows=NO_FLOWS,
-    )
+class _Columns:
+    """
+    The columns of the packets read so far, window by window. A capture of a few gigabytes has tens of millions of
+    packets, so they are kept small, and none is in memory twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._windows: dict[str, list[Array]] = {"starts": [], "captured": [], "wire": [], "times": [], "links": []}
+
+    def add(self, starts: Array, captured: Array, wire: Array, times: Array, links: Array) -> None:
+        """
+        Add packets: starts, captured and wire lengths in bytes, times in nanoseconds, link types; int64[packets] each.
+        """
+        if (too_long := wire > _MAX_WIRE_BYTES).any():
+            log.warning("%s: %d packets claim more than 2 GiB on the wire; 2 GiB is taken", self._path, too_long.sum())
+        wire = np.clip(wire, captured, _MAX_WIRE_BYTES)
+        found = (starts, captured.astype(np.int32), wire.astype(np.int32), times, links.astype(np.uint16))
+        for windows, column in zip(self._windows.values(), found, strict=True):
+            windows.append(column)
+
+    def traffic(self, content: bytes | mmap.mmap) -> Traffic:
+        """
+        Make a traffic of them, without flows.
+        """
+        dtypes = (np.int64, np.int32, np.int32, np.int64, np.uint16)
+        starts, captured, wire, times, links = map(_join, self._windows.values(), dtypes)
+        n = len(starts)
+        return Traffic(
+            data=np.frombuffer(content, np.uint8),
+            starts=starts,
+            captured_lengths=captured,
+            wire_lengths=captured if np.array_equal(wire, captured) else wire,
+            timestamps=times,
+            link_types=np.broadcast_to(links[0], n) if n and (links == links[0]).all() else links,
+            flow_of=np.broadcast_to(np.int32(-1), n),
+            from_initiator=np.broadcast_to(np.False_, n),
+            flows=NO_FLOWS,
+        )
 
 
-def _read_pcap(path: Path, content: bytes) -> Traffic:
+def _join(windows: list[Array], dtype: type) -> Array:
+    column: Array = np.empty(sum(map(len, windows)), dtype)
+    at = 0
+    for i, window in enumerate(windows):
+        column[at : at + len(window)] = window
+        at += len(window)
+        windows[i] = window[:0].copy()
+    return column
+
+
+def _read_pcap(path: Path, content: bytes | mmap.mmap) -> Traffic:
     order = _byte_order(content)
     if len(content) < 24:
         raise DataError(f"{path} is cut short in its file header ({len(content)} of 24 bytes); capture it again")
     magic, link = struct.unpack_from(f"{order}I16xI", content)
     tick, header = _PCAP[magic]
     captured_length = struct.Struct(f"{order}I").unpack_from
-    size, at, positions = len(content), 24, []
+    size, at, packets = len(content), 24, 0
+    columns = _Columns(path)
     while at + header <= size:
-        (captured,) = captured_length(content, at + 8)
-        if captured > MAX_CAPTURED_BYTES:
-            raise _damaged(path, at, f"a packet claims {captured} captured bytes")
-        end = at + header + captured
-        if end > size:
-            break
-        positions.append(at)
-        at = end
-    if at < size:
-        _warn_cut(path, at, len(positions))
+        window_end = min(at + _WINDOW_BYTES, size - header + 1)
+        positions = []
+        while at < window_end:
+            positions.append(at)
+            at += header + captured_length(content, at + 8)[0]
+        starts = np.array(positions, np.int64)
+        seconds, fraction, captured, wire = _fields(content, starts, 4, order).T
+        if (wrong := captured > MAX_CAPTURED_BYTES).any():
+            i = int(wrong.argmax())
+            raise _damaged(path, positions[i], f"a packet claims {captured[i]} captured bytes")
+        whole = len(starts) - (at > size)
+        times = seconds * _NS + fraction * tick
+        found = (starts + header, captured, wire, times, np.full_like(wire, link & 0xFFFF))
+        columns.add(*(column[:whole] for column in found))
+        packets += whole
+        _let_go(content)
+    if at != size:
+        _warn_cut(path, at if at < size else positions[-1], packets)
+    return columns.traffic(content)
 
-    starts = np.array(positions, np.int64)
-    fields = _fields(content, starts, 4, order)
-    seconds, fraction, captured, wire = fields.T
-    links = np.full(len(starts), link & 0xFFFF)
-    return _traffic(content, starts + header, captured, seconds * _NS + fraction * tick, wire, links)
 
-
-def _fields(content: bytes, at: Array, count: int, order: str) -> NDArray[np.int64]:
+def _fields(content: bytes | mmap.mmap, at: Array, count: int, order: str) -> NDArray[np.int64]:
     """
     Read `count` unsigned 32-bit fields at each position: int64[positions, count]. What lies behind the end of the
     file (a short last block) is arbitrary.
@@ -237,38 +316,49 @@ def _fields(content: bytes, at: Array, count: int, order: str) -> NDArray[np.int
     return raw.view(f"{order}u4").reshape(len(at), count).astype(np.int64)
 
 
-def _read_pcapng(path: Path, content: bytes) -> Traffic:
+def _read_pcapng(path: Path, content: bytes | mmap.mmap) -> Traffic:
     if len(content) < 28:
         raise DataError(f"{path} is cut short in its section header ({len(content)} of 28 bytes); capture it again")
-    size, at, unpack = len(content), 0, struct.Struct("<II").unpack_from
-    positions: list[int] = []
-    sections: list[tuple[int, int, bool]] = []  # packets before it, interfaces before it, big-endian
+    size, at, packets, untimed, unpack = len(content), 0, 0, 0, struct.Struct("<II").unpack_from
+    sections: list[tuple[int, int, bool]] = []  # position, interfaces before it, big-endian
     interfaces: list[tuple[int, int, int, int]] = []  # link type, snap length, time resolution, time offset in seconds
+    columns = _Columns(path)
     while at + 12 <= size:
-        kind, length = unpack(content, at)
-        if kind == _SECTION:
-            order = {b"\x1a\x2b\x3c\x4d": ">", b"\x4d\x3c\x2b\x1a": "<"}.get(content[at + 8 : at + 12], "")
-            if not order:
-                raise _damaged(path, at, "the section header has no byte-order mark")
-            unpack = struct.Struct(f"{order}II").unpack_from
-            length = unpack(content, at)[1]
-            sections.append((len(positions), len(interfaces), order == ">"))
-        if length < 12 or length % 4 or length > _MAX_BLOCK_BYTES:
-            raise _damaged(path, at, f"a block claims {length} bytes")
-        if at + length > size:
+        positions: list[int] = []
+        window_end = min(at + _WINDOW_BYTES, size - 11)
+        while at < window_end:
+            kind, length = unpack(content, at)
+            if kind == _SECTION:
+                order = {b"\x1a\x2b\x3c\x4d": ">", b"\x4d\x3c\x2b\x1a": "<"}.get(content[at + 8 : at + 12], "")
+                if not order:
+                    raise _damaged(path, at, "the section header has no byte-order mark")
+                unpack = struct.Struct(f"{order}II").unpack_from
+                length = unpack(content, at)[1]
+                sections.append((at, len(interfaces), order == ">"))
+            if length < 12 or length % 4 or length > _MAX_BLOCK_BYTES:
+                raise _damaged(path, at, f"a block claims {length} bytes")
+            if at + length > size:
+                break
+            if kind in _PACKETS:
+                positions.append(at)
+                untimed += kind == _SIMPLE_PACKET
+            elif kind == _INTERFACE:
+                if length < 20:
+                    raise _damaged(path, at, f"an interface description has {length} bytes")
+                interfaces.append(_interface(content[at + 8 : at + length - 4], order))
+            at += length
+        if positions:
+            blocks = np.array(positions, np.int64)
+            columns.add(*_packet_blocks(path, content, blocks, np.array(sections), np.array(interfaces)))
+            packets += len(positions)
+        _let_go(content)
+        if at < window_end:
             break
-        if kind in _PACKETS:
-            positions.append(at)
-        elif kind == _INTERFACE:
-            if length < 20:
-                raise _damaged(path, at, f"an interface description has {length} bytes")
-            interfaces.append(_interface(content[at + 8 : at + length - 4], order))
-        at += length
     if at < size:
-        _warn_cut(path, at, len(positions))
-    if not positions:
-        return _traffic(content, *[np.zeros(0, np.int64)] * 5)
-    return _packet_blocks(path, content, np.array(positions, np.int64), np.array(sections), np.array(interfaces))
+        _warn_cut(path, at, packets)
+    if untimed:
+        log.warning("%s: %d packets have no time stamp (simple packet blocks); theirs is 0", path, untimed)
+    return columns.traffic(content)
 
 
 def _interface(body: bytes, order: str) -> tuple[int, int, int, int]:
@@ -290,11 +380,13 @@ def _interface(body: bytes, order: str) -> tuple[int, int, int, int]:
     return link, snap, resolution, offset
 
 
-def _packet_blocks(path: Path, content: bytes, at: Array, sections: Array, interfaces: Array) -> Traffic:
+def _packet_blocks(
+    path: Path, content: bytes | mmap.mmap, at: Array, sections: Array, interfaces: Array
+) -> tuple[Array, ...]:
     """
-    Read all packet blocks: enhanced, simple, and the obsolete one.
+    Read packet blocks: enhanced, simple, and the obsolete one. Returns the arguments of `_Columns.add`.
     """
-    section = np.searchsorted(sections[:, 0], np.arange(len(at)), side="right") - 1
+    section = np.searchsorted(sections[:, 0], at, side="right") - 1
     big = sections[section, 2] > 0
     fields = _fields(content, at, 7, "<")
     fields[big] = _fields(content, at[big], 7, ">")
@@ -321,13 +413,11 @@ def _packet_blocks(path: Path, content: bytes, at: Array, sections: Array, inter
         i = int(wrong.argmax())
         raise _damaged(path, int(at[i]), f"a packet claims {captured[i]} captured bytes")
     ticks = np.where(simple, 0, high << 32 | low)
-    if simple.any():
-        log.warning("%s: %d packets have no time stamp (simple packet blocks); theirs is 0", path, simple.sum())
     seconds, nanoseconds = _clock(ticks, resolution)
     seconds = np.where(simple, 0, seconds + offset)
     if (wrong := (ticks < 0) | (seconds < 0) | (seconds >= 1 << 33)).any():
         raise _damaged(path, int(at[wrong.argmax()]), "a time stamp lies outside the years 1970 to 2242")
-    return _traffic(content, at + head, captured, seconds * _NS + nanoseconds, np.where(simple, first, wire), link)
+    return at + head, captured, np.where(simple, first, wire), seconds * _NS + nanoseconds, link
 
 
 def _clock(ticks: Array, resolution: Array) -> tuple[Array, Array]:

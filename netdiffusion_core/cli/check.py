@@ -45,5 +45,7 @@ def check(
         for v in found:
             place = f"flow {v['flow']}" if v["packet"] is None else f"packet {v['packet'] + 1}"
             print(f"{v['file']}: {place}: {v['severity']}: {v['rule']}: {v['message']}")
-        session.terminal.say(f"{errors} errors and {len(found) - errors} warnings in {len(files)} files")
+        counts = ((errors, "error"), (len(found) - errors, "warning"), (len(files), "file"))
+        said = [f"{count} {noun}" if count == 1 else f"{count} {noun}s" for count, noun in counts]
+        session.terminal.say(f"{said[0]} and {said[1]} in {said[2]}")
     return 1 if errors else 0

@@ -4,7 +4,13 @@ netdiff encode
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from .common import Classes, Data, EncoderName, Labels, MaxPackets, Output, Overwrite, Session
+
+ARRAYS = "npy"
 
 
 def encode(
@@ -15,19 +21,47 @@ def encode(
     classes: Classes = None,
     encoder: EncoderName = None,
     max_packets: MaxPackets = None,
+    form: Annotated[str, typer.Option("--format", help="npy, or a format of the encoder, such as nprint.")] = ARRAYS,
+    nprint_args: Annotated[
+        str | None, typer.Option("--nprint-args", help="Columns of --format nprint, in nPrint's words: '-4 -t -p 30'.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """
-    Turn captures into rows of bits: a folder of .npy arrays.
+    Turn captures into rows of bits: a folder of .npy arrays, or files of another tool's format. An output with the
+    format's suffix is one file with all packets of one capture, in their order; any other is a folder with one file a
+    flow.
 
-    Example: netdiff encode my_pcaps/ -o bits --set encoder.layout=paper
+    Example: netdiff encode capture.pcap -o capture.npt --format nprint --nprint-args '-4 -t -u -p 30 -R'
     """
-    config = session.config(data=data, labels=labels, classes=classes, encoder=encoder, max_packets=max_packets)
+    config = session.config(
+        data=data,
+        labels=labels,
+        classes=classes,
+        encoder=encoder,
+        max_packets=max_packets,
+        **{"encoder.nprint_args": nprint_args},
+    )
     from .. import pipeline, storage
-    from ..run_folder import new_folder
+    from ..errors import ConfigError, did_you_mean
+    from ..run_folder import new_file, new_folder
 
-    with new_folder(output, overwrite, inputs=[pipeline.require_data(config)]) as folder:
-        chosen, config = pipeline.prepare_encoder(config, session.plugins)
+    source = pipeline.require_data(config)
+    chosen, config = pipeline.prepare_encoder(config, session.plugins)
+    if form != ARRAYS and form not in chosen.formats:
+        known = (ARRAYS, *chosen.formats)
+        hint = did_you_mean(form, known)
+        raise ConfigError(f"encoder {config.encoder!r} has no format {form!r}.{hint} It has: {', '.join(known)}")
+    if form != ARRAYS and output.suffix == chosen.formats[form]:
+        if source.is_dir():
+            raise ConfigError(f"{output} would be one file, and {source} is a folder: give a capture, or name a folder")
+        with new_file(output, overwrite, inputs=[source]) as path:
+            chosen.write(pipeline.read_packets(source, session.plugins), path, form)
+        return
+    with new_folder(output, overwrite, inputs=[source]) as folder:
         traffic = pipeline.load(config, session.plugins, session.terminal.progress)
-        encoded = pipeline.encode(traffic, chosen, session.terminal.progress)
-        storage.save(encoded, folder, pipeline.encoder_index(config))
+        if form == ARRAYS:
+            encoded = pipeline.encode(traffic, chosen, session.terminal.progress)
+            storage.save(encoded, folder, pipeline.encoder_index(config))
+        else:
+            pipeline.export(traffic, chosen, form, folder, session.terminal.progress)

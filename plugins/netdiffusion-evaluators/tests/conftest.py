@@ -58,7 +58,8 @@ def one_flow(label: str, rng: np.random.Generator, packets: int) -> Traffic:
     gaps_s[0] = 0
     return Traffic(
         data=np.frombuffer(b"".join(data), np.uint8),
-        offsets=np.cumsum([0] + [len(d) for d in data]),
+        starts=np.cumsum([0] + [len(d) for d in data[:-1]]),
+        captured_lengths=[len(d) for d in data],
         timestamps=1_700_000_000_000_000_000 + np.cumsum(gaps_s * 1e6).astype(np.int64) * 1000,
         wire_lengths=sizes,
         link_types=np.full(packets, LINK_RAW),

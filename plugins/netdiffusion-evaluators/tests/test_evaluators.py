@@ -113,7 +113,7 @@ def test_copied_flows_fail_novelty_only(real, honest, context):
     # fresh identification, sequence numbers and checksums do not make a copy new
     data = copies.data.copy()
     for at in (4, 5, 10, 11):
-        data[copies.offsets[:-1] + at] = rng.integers(0, 256, len(copies))
+        data[copies.starts + at] = rng.integers(0, 256, len(copies))
     disguised = judge(real, attrs.evolve(copies, data=data), context, [Novelty()])
     assert disguised["novelty.copies"].value == 1
 
@@ -264,7 +264,8 @@ def scapy_traffic(*packets) -> Traffic:
     return assemble(
         Traffic(
             data=np.frombuffer(b"".join(scapy_bytes), np.uint8),
-            offsets=np.cumsum([0, *lengths]),
+            starts=np.cumsum([0, *lengths[:-1]]),
+            captured_lengths=lengths,
             timestamps=1_700_000_000_000_000_000 + np.arange(len(packets)) * 1_000_000,
             wire_lengths=lengths,
             link_types=np.full(len(packets), LINK_RAW),

@@ -80,15 +80,15 @@ def test_ports_and_numbers_of_the_connection_do_not_show(context, make_traffic):
     traffic = make_traffic(0, 1, ("web",))
     data = traffic.data.copy()
     for at in (4, 5, 10, 11, 24, 25, 26, 27, 36, 37):  # ipv4.id, ipv4.cksum, tcp.seq, tcp.cksum
-        data[traffic.offsets[:-1] + at] ^= 0xA5
+        data[traffic.starts + at] ^= 0xA5
     initiator = np.flatnonzero(traffic.from_initiator)
-    data[traffic.offsets[initiator] + 20] ^= 1  # the ephemeral port
-    data[np.delete(traffic.offsets[:-1], initiator) + 22] ^= 1
+    data[traffic.starts[initiator] + 20] ^= 1  # the ephemeral port
+    data[np.delete(traffic.starts, initiator) + 22] ^= 1
     changed = attrs.evolve(traffic, data=data)
     same, other = bit_features(traffic, context.encoder), bit_features(changed, context.encoder)
     assert np.array_equal(same.values, other.values)
 
-    data[traffic.offsets[:-1] + 34] ^= 0x80  # tcp.wsize is no artefact
+    data[traffic.starts + 34] ^= 0x80  # tcp.wsize is no artefact
     seen = bit_features(attrs.evolve(traffic, data=data), context.encoder)
     differing = [same.names[i] for i in np.flatnonzero(same.values[0] != seen.values[0])]
     assert differing

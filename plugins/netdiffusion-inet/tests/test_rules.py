@@ -39,7 +39,8 @@ def traffic_of(packets: list[Any], gap_ns: int = 20_000_000) -> Traffic:
     return assemble(
         Traffic(
             data=np.frombuffer(b"".join(octets), np.uint8),
-            offsets=np.cumsum([0] + [len(o) for o in octets]),
+            starts=np.cumsum([0] + [len(o) for o in octets[:-1]]),
+            captured_lengths=[len(o) for o in octets],
             timestamps=1_600_000_000_000_000_000 + gap_ns * np.arange(n),
             wire_lengths=[len(o) for o in octets],
             link_types=np.ones(n),
@@ -141,8 +142,7 @@ def test_valid_traffic_passes_unchanged(rules: SimpleNamespace, packets: list[An
 def test_a_packet_cut_by_the_snap_length_keeps_its_checksum(rules: SimpleNamespace) -> None:
     whole = traffic_of(conversation())
     keep = np.minimum(whole.captured_lengths, 100)
-    data = np.concatenate([whole.data[a : a + n] for a, n in zip(whole.offsets[:-1], keep, strict=True)])
-    cut = attrs.evolve(whole, data=data, offsets=np.cumsum([0, *keep]))
+    cut = attrs.evolve(whole, captured_lengths=keep).packed()
     assert rules.check(cut) == []
     assert rules.repair(cut) == cut
 
@@ -200,7 +200,7 @@ def test_ports_are_those_that_most_packets_name(rules: SimpleNamespace) -> None:
     packets = [segment(i % 2 == 0, b"x", flags="A", seq=100, ack=100) for i in range(12)]
     traffic = traffic_of(packets)
     data = np.array(traffic.data)
-    at = traffic.offsets[:-1] + 34
+    at = traffic.starts + 34
     data[at[3] : at[3] + 4] = data[at[4] : at[4] + 4] = 0xEE
     repaired = rules.repair(attrs.evolve(traffic, data=data))
     assert (repaired.flows.initiator_ports[0], repaired.flows.responder_ports[0]) == (40000, 80)
@@ -302,7 +302,7 @@ def receive(traffic: Traffic) -> None:
         scales, stamps = [0, 0], [None, None]
         for position, i in enumerate(mine):
             side = int(not traffic.from_initiator[i])
-            tcp = TCP(traffic.packet(i)[headers.transport_offsets[i] - traffic.offsets[i] :])
+            tcp = TCP(traffic.packet(i)[headers.transport_offsets[i] - traffic.starts[i] :])
             syn, fin, rst, ack = ("S" in tcp.flags, "F" in tcp.flags, "R" in tcp.flags, "A" in tcp.flags)
             size, options = int(headers.payload_lengths[i]), dict(o for o in tcp.options if o[0] != "NOP")
             assert tcp.dataofs >= 5

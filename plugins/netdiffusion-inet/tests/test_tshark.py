@@ -151,4 +151,4 @@ def test_real_flows_that_tshark_finds_clean_pass_unchanged(
 def _octets(traffic: Traffic, flow: int) -> bytes:
     part = traffic.select_flows(np.array([flow]))
     order, _ = part.by_flow()
-    return part.select_packets(order).data.tobytes()
+    return part.select_packets(order).packed().data.tobytes()

@@ -82,7 +82,7 @@ def transport_checksums(data: Array, traffic: Traffic, headers: Dissection, pack
     ip, at = headers.ip_offsets[packets], headers.transport_offsets[packets]
     protocol, is4 = headers.protocols[packets], headers.ip_versions[packets] == 4
     length = headers.ip_lengths[packets] - headers.ip_header_lengths[packets]
-    end = np.maximum(np.minimum(at + length, traffic.offsets[1:][packets]), at)
+    end = np.maximum(np.minimum(at + length, traffic.ends[packets]), at)
     sums = word_sums(data, at, end) - uint(data, checksum_offsets(headers, packets), 2)
     addresses = ip + np.where(is4, 12, 8)
     pseudo = short_sums(data, addresses, np.where(is4, 8, 32)) + protocol + length
@@ -94,7 +94,7 @@ def judged(traffic: Traffic, headers: Dissection) -> NDArray[np.bool_]:
     """
     Return bool[packets]: the transport header and all that its checksum covers were captured, so that it can be judged.
     """
-    whole = headers.ip_offsets + headers.ip_lengths <= traffic.offsets[1:]
+    whole = headers.ip_offsets + headers.ip_lengths <= traffic.ends
     return (headers.transport_offsets >= 0) & ~headers.fragments & whole
 
 

@@ -38,9 +38,9 @@ class Draft:
     """
 
     def __init__(self, traffic: Traffic) -> None:
-        self.traffic = traffic
-        self.headers = dissect(traffic)
-        self.data = traffic.data.copy()
+        self.traffic = traffic.packed()
+        self.headers = dissect(self.traffic)
+        self.data = self.traffic.data.copy()
         self._ip_changed, self._transport_changed = np.zeros((2, len(traffic)), bool)
 
     def get(self, field: str, packets: Array) -> NDArray[np.int64]:
@@ -104,7 +104,7 @@ class Draft:
         """
         h = self.headers
         ethernet = packets[self.traffic.link_types[packets] == LINK_ETHERNET]
-        self._swap(self.traffic.offsets[:-1][ethernet], 6)
+        self._swap(self.traffic.starts[ethernet], 6)
         for version, at, size in ((4, 12, 4), (6, 8, 16)):
             self._swap(h.ip_offsets[packets[h.ip_versions[packets] == version]] + at, size)
         with_ports = np.isin(h.protocols[packets], (TCP, UDP)) & (h.transport_offsets[packets] >= 0)
@@ -164,10 +164,11 @@ class Draft:
         wire = np.array(traffic.wire_lengths)
         wire[packets] = h.link_lengths[packets] + ip_lengths
         captured = np.minimum(traffic.captured_lengths, wire)
-        offsets = np.concatenate([[0], np.cumsum(captured)])
         runs = np.column_stack([captured, traffic.captured_lengths - captured]).ravel()
         data = self.data[np.repeat(np.arange(len(runs)) % 2 == 0, runs)]
-        traffic = attrs.evolve(traffic, data=data, offsets=offsets, wire_lengths=wire)
+        traffic = attrs.evolve(
+            traffic, data=data, starts=np.cumsum(captured) - captured, captured_lengths=captured, wire_lengths=wire
+        )
         return traffic, data, dissect(traffic)
 
 
@@ -181,7 +182,7 @@ def malformed(traffic: Traffic, headers: Dissection, version: int) -> NDArray[np
     Return the packets that the link layer (Ethernet or raw IP) calls IP of this version and that have no such header,
     although enough of them was captured.
     """
-    start, captured = traffic.offsets[:-1], traffic.captured_lengths
+    start, captured = traffic.starts, traffic.captured_lengths
     smallest = 20 if version == 4 else 40
     unread = headers.ip_versions == 0
     i = np.flatnonzero(unread & (traffic.link_types == LINK_ETHERNET) & (captured >= 14 + smallest))
@@ -197,5 +198,5 @@ def malformed_transport(traffic: Traffic, headers: Dissection, protocols: tuple[
     was captured.
     """
     named = np.isin(headers.protocols, protocols) & (headers.fragment_offsets == 0)
-    whole = headers.ip_offsets + headers.ip_lengths <= traffic.offsets[1:]
+    whole = headers.ip_offsets + headers.ip_lengths <= traffic.ends
     return np.flatnonzero(named & whole & (headers.transport_offsets < 0))

@@ -60,6 +60,7 @@ class IcmpRules(RuleSet):
         """
         Make echoes of what is no valid exchange; mend checksums.
         """
+        traffic = traffic.packed()
         draft = Draft(traffic)
         wrong = wrong_transport_checksums(traffic, draft.headers, (ICMP, ICMPV6))
         flows = _flows(draft)
@@ -78,6 +79,7 @@ class IcmpRules(RuleSet):
         """
         Yield what `rules` says.
         """
+        traffic = traffic.packed()
         draft = Draft(traffic)
         wrong = wrong_transport_checksums(traffic, draft.headers, (ICMP, ICMPV6))
         flows = _flows(draft)
@@ -106,7 +108,7 @@ def _unassigned(draft: Draft, flows: Flows) -> NDArray[np.bool_]:
         least[list(assigned)] = [size for _, size in assigned.values()]
         bad |= here & ((code > highest[kind]) | (h.payload_lengths[p] < least[kind]))
         quote = h.transport_offsets[p] + 8
-        quotes = here & np.isin(kind, _QUOTING[version]) & (quote < draft.traffic.offsets[1:][p])
+        quotes = here & np.isin(kind, _QUOTING[version]) & (quote < draft.traffic.ends[p])
         bad[quotes] |= draft.data[quote[quotes]] >> 4 != version
     neighbor = (h.ip_versions[p] == 6) & np.isin(kind, _NEIGHBOR)
     bad[neighbor] |= draft.get("ipv6.hl", p[neighbor]) != 255

@@ -63,6 +63,7 @@ class Ipv4Rules(RuleSet):
         Mend reserved bit, stray fragments, TTL 0, malformed options (blanked), total length and checksum; that of ICMP
         too, which is an integral part of IP (RFC 792).
         """
+        traffic = traffic.packed()
         draft = Draft(traffic)
         stray = np.flatnonzero(_stray_fragments(draft))
         if len(stray):  # what is no fragment any more has a transport header
@@ -80,6 +81,7 @@ class Ipv4Rules(RuleSet):
         """
         Yield what `rules` says.
         """
+        traffic = traffic.packed()
         draft = Draft(traffic)
         i = np.flatnonzero(draft.headers.ip_versions == 4)
         yield from RULES["ipv4.header"].broken(traffic, malformed(traffic, draft.headers, 4))

@@ -53,6 +53,7 @@ class Ipv6Rules(RuleSet):
         """
         Mend hop limit 0, payload length, and the checksum of ICMPv6, an integral part of IPv6 (RFC 4443 section 2).
         """
+        traffic = traffic.packed()
         draft = Draft(traffic)
         draft.put("ipv6.hl", _dead(draft), DEFAULT_HOP_LIMIT)
         draft.put("ipv6.len", *_wrong_lengths(draft))
@@ -63,6 +64,7 @@ class Ipv6Rules(RuleSet):
         """
         Yield what `rules` says.
         """
+        traffic = traffic.packed()
         draft = Draft(traffic)
         yield from RULES["ipv6.header"].broken(traffic, malformed(traffic, draft.headers, 6))
         yield from RULES["ipv6.length"].broken(traffic, _wrong_lengths(draft)[0])

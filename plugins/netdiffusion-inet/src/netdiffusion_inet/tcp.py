@@ -98,6 +98,7 @@ class TcpRules(RuleSet):
         """
         Make each flow one connection; see the module.
         """
+        traffic = traffic.packed()
         draft = Draft(traffic)
         flows = _flows(draft)
         if not len(flows):
@@ -113,6 +114,7 @@ class TcpRules(RuleSet):
         """
         Yield what `rules` says.
         """
+        traffic = traffic.packed()
         draft = Draft(traffic)
         yield from RULES["tcp.header"].broken(traffic, malformed_transport(traffic, draft.headers, (TCP,)))
         yield from RULES["tcp.checksum"].broken(traffic, wrong_transport_checksums(traffic, draft.headers, (TCP,)))

@@ -42,6 +42,7 @@ class UdpRules(RuleSet):
         """
         Mend length and checksum.
         """
+        traffic = traffic.packed()
         draft = Draft(traffic)
         wrong = _wrong_checksums(draft)
         draft.put("udp.len", *_wrong_lengths(draft))
@@ -51,6 +52,7 @@ class UdpRules(RuleSet):
         """
         Yield what `rules` says.
         """
+        traffic = traffic.packed()
         draft = Draft(traffic)
         yield from RULES["udp.header"].broken(traffic, malformed_transport(traffic, draft.headers, (UDP,)))
         yield from RULES["udp.length"].broken(traffic, _wrong_lengths(draft)[0])

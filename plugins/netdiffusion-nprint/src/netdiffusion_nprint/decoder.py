@@ -99,45 +99,47 @@ def decode(encoded: Encoded, rng: np.random.Generator, *, ethernet: bool, payloa
     is_cut |= (protocols < 0) & np.isin(rows.announced, (TCP, UDP, ICMP, ICMPV6)) & ~is_later_fragment
     is_cut |= ~is4 & np.isin(rows.announced, _EXTENSIONS) & (extension_words == 0)
     captured = np.where(is_cut | (payload == "none"), header_ends, wire_lengths)
-    offsets = np.concatenate([[0], np.cumsum(captured)])
+    ends = np.cumsum(captured)
+    total = int(ends[-1]) if n else 0
 
     hosts = _draw_hosts(len(encoded), rng)
     if payload == "random":
-        data = rng.integers(0, 256, offsets[-1], np.uint8)
-        _put(data, offsets[1:] - padding, np.broadcast_to(np.uint8(0), (n, 127)), np.where(is_cut, 0, padding))
+        data = rng.integers(0, 256, total, np.uint8)
+        put_bytes(data, ends - padding, np.broadcast_to(np.uint8(0), (n, 127)), np.where(is_cut, 0, padding))
     else:
-        data = np.zeros(offsets[-1], np.uint8)
+        data = np.zeros(total, np.uint8)
 
     sender, receiver = direction, 1 - direction
-    at = offsets[:-1]
+    at = ends - captured
     if ethernet:
         ethertype = np.where(is4[:, None], (0x08, 0x00), (0x86, 0xDD)).astype(np.uint8)
-        _put(data, at, np.hstack([hosts.mac[flow, receiver], hosts.mac[flow, sender], ethertype]))
+        put_bytes(data, at, np.hstack([hosts.mac[flow, receiver], hosts.mac[flow, sender], ethertype]))
         at = at + link_length
     i = np.flatnonzero(is4)
     octets = rows.octets[i, COLUMN["ipv4"] :]
     addresses = [hosts.ipv4[flow[i], sender[i]], hosts.ipv4[flow[i], receiver[i]]]
-    _put(data, at[i], np.hstack([octets[:, :12], *addresses, octets[:, 12:52]]), ip_lengths[i])
+    put_bytes(data, at[i], np.hstack([octets[:, :12], *addresses, octets[:, 12:52]]), ip_lengths[i])
     i = np.flatnonzero(~is4)
     octets = rows.octets[i, COLUMN["ipv6"] :]
     addresses = [hosts.ipv6[flow[i], sender[i]], hosts.ipv6[flow[i], receiver[i]]]
-    _put(data, at[i], np.hstack([octets[:, :8], *addresses]))
+    put_bytes(data, at[i], np.hstack([octets[:, :8], *addresses]))
     i = np.flatnonzero(extension_words)
     next_header = np.where(protocols[i] < 0, _NO_NEXT_HEADER, protocols[i])
     extensions = _extensions(rows.announced[i], next_header, extension_words[i])
-    _put(data, at[i] + 40, extensions, 8 * extension_words[i])
+    put_bytes(data, at[i] + 40, extensions, 8 * extension_words[i])
     at = at + ip_lengths
     i = np.flatnonzero(protocols == TCP)
-    _put(data, at[i], rows.octets[i, COLUMN["tcp"] : COLUMN["tcp"] + 60], transport_lengths[i])
+    put_bytes(data, at[i], rows.octets[i, COLUMN["tcp"] : COLUMN["tcp"] + 60], transport_lengths[i])
     i = np.flatnonzero((protocols >= 0) & (protocols != TCP))
-    _put(data, at[i], head[i])
+    put_bytes(data, at[i], head[i])
 
     elapsed_us = np.cumsum(iat_us)
     elapsed_us -= elapsed_us[first]
     start = encoded.start_times[flow]
     return Traffic(
         data=data,
-        offsets=offsets,
+        starts=ends - captured,
+        captured_lengths=captured,
         timestamps=start + 1000 * np.minimum(elapsed_us, (np.iinfo(np.int64).max - start) // 1000),
         wire_lengths=wire_lengths,
         link_types=np.full(n, LINK_ETHERNET if ethernet else LINK_RAW),
@@ -226,7 +228,7 @@ def _extensions(kind: Array, next_header: Array, words: Array) -> NDArray[np.uin
     return extensions.reshape(n, 8 * units)
 
 
-def _put(data: Array, at: Array, octets: Array, lengths: Array | None = None) -> None:
+def put_bytes(data: Array, at: Array, octets: Array, lengths: Array | None = None) -> None:
     """
     Write ``octets[i, :lengths[i]]`` to ``data[at[i]:]``, all packets of one length at once.
     """

@@ -5,7 +5,10 @@ of the packet in each number, and encoding is one table look-up a byte.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import attrs
 import numpy as np
@@ -17,10 +20,14 @@ from netdiffusion_core.errors import DataError
 from netdiffusion_core.interfaces import Encoder
 from netdiffusion_core.model import ICMP, ICMPV6, TCP, UDP, Encoded, Layout, Traffic
 
+from .arguments import parse
 from .decoder import decode
-from .layout import COLUMN, LAYOUTS, TRACE_COLUMN, chunks
+from .layout import COLUMN, LAYOUTS, PAPER, TRACE_COLUMN, chunks
+from .rows import nprint_emits
 
 Array = NDArray[Any]
+
+log = logging.getLogger("netdiffusion")
 
 _ABSENT = -1  # eight columns of MISSING, seen as one int64
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)).view(np.int64)  # byte -> its eight columns, seen as one int64
@@ -53,6 +60,16 @@ class Options:
         validator=attrs.validators.in_(("random", "zeros", "none")),
         metadata={"help": "bytes behind the headers of decoded packets; none: cut there, as a snap length does"},
     )
+    compat: Literal["none", "nprint"] = attrs.field(
+        default="none",
+        validator=attrs.validators.in_(("none", "nprint")),
+        metadata={"help": "nprint: read packets by nPrint's own rules, for comparison; it overlooks VLAN and the like"},
+    )
+    nprint_args: str = attrs.field(
+        default="-4 -i -6 -t -u -p 0",
+        validator=lambda _, __, value: (parse(value), None)[1],
+        metadata={"help": "which columns and packets the format nprint writes, in nPrint's words"},
+    )
 
 
 class NprintEncoder(Encoder):
@@ -61,6 +78,7 @@ class NprintEncoder(Encoder):
     """
 
     Options = Options
+    formats: ClassVar[Mapping[str, str]] = {"nprint": ".npt", "netdiffusion": ".nprint", "png": ".png"}
 
     @property
     def layout(self) -> Layout:
@@ -73,12 +91,14 @@ class NprintEncoder(Encoder):
         """
         Return one row for each IP packet of a flow, for the first `max_packets` of it. A transport header that was not
         captured, or is in another fragment, is absent; of a TCP header that was cut within its options the whole words
-        count.
+        count. With the option compat=nprint only packets that nPrint writes a row for count.
         """
         headers = dissect(traffic)
-        transport_at, transport_lengths = _transport(traffic, headers)
+        chosen = headers.ip_versions > 0
+        if self.options.compat == "nprint":
+            chosen &= nprint_emits(traffic)
         order, _ = traffic.by_flow()
-        order = order[headers.ip_versions[order] > 0]
+        order = order[chosen[order]]
         starts = np.searchsorted(traffic.flow_of[order], np.arange(len(traffic.flows) + 1))
         order = order[np.arange(len(order)) - starts[traffic.flow_of[order]] < self.options.max_packets]
         starts = np.concatenate([[0], np.cumsum(np.minimum(np.diff(starts), self.options.max_packets))])
@@ -89,26 +109,14 @@ class NprintEncoder(Encoder):
         octets = np.empty((len(order), self.layout.width // 8), np.int64)  # one int64 a byte, see _BITS
         for part in chunks(len(order)):
             packets, out = order[part], octets[part]
-            out.fill(_ABSENT)
-            at = headers.ip_offsets[packets]
-            version = headers.ip_versions[packets]
-            header_lengths = headers.ip_header_lengths[packets]
-            is4, is6 = version == 4, version == 6
-            data = traffic.data
-            _copy_bits(out, COLUMN["ipv4"], data, at, np.where(is4, 12, 0))
-            _copy_bits(out, COLUMN["ipv4.opt"], data, at + 20, np.where(is4, header_lengths - 20, 0))
-            _copy_bits(out, COLUMN["ipv6"], data, at, np.where(is6, 8, 0))
-            at, length = transport_at[packets], transport_lengths[packets]
-            protocol = headers.protocols[packets]
-            _copy_bits(out, COLUMN["tcp"], data, at, np.where(protocol == TCP, length, 0))
-            _copy_bits(out, COLUMN["udp"], data, at, np.where(protocol == UDP, length, 0))
-            _copy_bits(out, COLUMN["icmp"], data, at, np.where((protocol == ICMP) | (protocol == ICMPV6), length, 0))
+            _copy_headers(out, traffic, headers, packets)
             if self.layout.has("trace"):
                 wire = headers.link_lengths[packets] + headers.ip_lengths[packets]
                 trace = (~traffic.from_initiator[packets]).astype(np.uint64) << 63
                 trace |= np.minimum(iat_us[part], _MAX_IAT_US).astype(np.uint64) << 15
                 trace |= np.clip(traffic.wire_lengths[packets] - wire, 0, 127).astype(np.uint64) << 8
-                trace |= np.where(is6, np.minimum((header_lengths - 40) // 8, 255), 0).astype(np.uint64)
+                extensions = np.minimum((headers.ip_header_lengths[packets] - 40) // 8, 255)
+                trace |= np.where(headers.ip_versions[packets] == 6, extensions, 0).astype(np.uint64)
                 out[:, TRACE_COLUMN:] = _BITS[trace.astype(">u8").view(np.uint8).reshape(-1, 8)]
 
         start_times = np.zeros(len(traffic.flows), np.int64)
@@ -121,6 +129,50 @@ class NprintEncoder(Encoder):
             start_times=start_times,
             layout=self.layout,
         )
+
+    def write(self, traffic: Traffic, path: Path, form: str) -> None:
+        """
+        Write packets as nPrint's text (``nprint``, as the options nprint_args and compat say), or the first
+        `max_packets` IP packets as NetDiffusion's text (``netdiffusion``) or image (``png``, 1024 packets at most): the
+        1088 columns of `layout.PAPER`, whatever the option layout says.
+
+        Raises KeyError for another format.
+        """
+        if form not in self.formats:
+            raise KeyError(form)
+        with path.open("wb") as file:
+            if form == "nprint":
+                from .text import write_text
+
+                write_text(file, traffic, parse(self.options.nprint_args), self.options.compat)
+            elif form == "netdiffusion":
+                from .text import write_paper_text
+
+                write_paper_text(file, self._paper_rows(traffic, self.options.max_packets))
+            else:
+                from .image import IMAGE_ROWS, write_image
+
+                write_image(file, self._paper_rows(traffic, min(IMAGE_ROWS, self.options.max_packets)))
+
+    def _paper_rows(self, traffic: Traffic, most: int) -> Iterator[NDArray[np.int8]]:
+        """
+        Yield the first IP packets, at most so many, as int8[packets, 1088], in the traffic's own order.
+        """
+        left = most
+        for chunk in traffic.chunks(4096):
+            part = traffic.select_packets(chunk)
+            headers = dissect(part)
+            chosen = headers.ip_versions > 0
+            if self.options.compat == "nprint":
+                chosen &= nprint_emits(part)
+            packets = np.flatnonzero(chosen)
+            out = np.empty((min(len(packets), left), PAPER.width // 8), np.int64)
+            _copy_headers(out, part, headers, packets[:left])
+            yield out.view(np.int8)
+            if len(packets) > left:
+                log.warning("only the first %d IP packets are written; the rest is cut", most)
+                return
+            left -= len(packets)
 
     def decode(self, encoded: Encoded, rng: np.random.Generator) -> Traffic:
         """
@@ -143,15 +195,32 @@ class NprintEncoder(Encoder):
         return decode(encoded, rng, ethernet=self.options.link == "ethernet", payload=self.options.payload)
 
 
-def _transport(traffic: Traffic, headers: Dissection) -> tuple[Array, Array]:
+def _copy_headers(out: Array, traffic: Traffic, headers: Dissection, packets: Array) -> None:
+    """
+    Write the 1088 columns of `layout.PAPER` of these packets into ``out``, int64[packets, at least 136].
+    """
+    out.fill(_ABSENT)
+    data = traffic.data
+    at, size = headers.ip_offsets[packets], headers.ip_header_lengths[packets]
+    is4, is6 = headers.ip_versions[packets] == 4, headers.ip_versions[packets] == 6
+    _copy_bits(out, COLUMN["ipv4"], data, at, np.where(is4, 12, 0))
+    _copy_bits(out, COLUMN["ipv4.opt"], data, at + 20, np.where(is4, size - 20, 0))
+    _copy_bits(out, COLUMN["ipv6"], data, at, np.where(is6, 8, 0))
+    at, size = _transport(traffic, headers, packets)
+    for name, numbers in (("tcp", (TCP,)), ("udp", (UDP,)), ("icmp", (ICMP, ICMPV6))):
+        _copy_bits(out, COLUMN[name], data, at, np.where(np.isin(headers.protocols[packets], numbers), size, 0))
+
+
+def _transport(traffic: Traffic, headers: Dissection, packets: Array) -> tuple[Array, Array]:
     """
     Return ``(at, lengths)``, int64[packets] each, of the transport headers as far as they were captured. A short snap
     length cuts the options of most SYNs, and a flow without its SYN would be another flow.
     """
-    at, lengths = headers.transport_offsets.copy(), headers.transport_header_lengths.copy()
-    expected = headers.ip_offsets + headers.ip_header_lengths
-    captured = traffic.offsets[1:] - expected
-    i = np.flatnonzero((at < 0) & (headers.protocols == TCP) & (headers.fragment_offsets == 0) & (captured >= 20))
+    at, lengths = headers.transport_offsets[packets], headers.transport_header_lengths[packets]
+    expected = headers.ip_offsets[packets] + headers.ip_header_lengths[packets]
+    captured = traffic.ends[packets] - expected
+    is_tcp = (headers.protocols[packets] == TCP) & (headers.fragment_offsets[packets] == 0)
+    i = np.flatnonzero((at < 0) & is_tcp & (captured >= 20))
     i = i[traffic.data[expected[i] + 12] >> 4 >= 5]
     at[i], lengths[i] = expected[i], captured[i] // 4 * 4
     return at, lengths

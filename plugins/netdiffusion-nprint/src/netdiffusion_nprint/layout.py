@@ -10,22 +10,42 @@ from collections.abc import Iterator
 
 from netdiffusion_core.model import Layout
 
-_PACKET = (
-    # RFC 791 without the addresses (bytes 12 to 19)
-    ("ipv4.ver", 4), ("ipv4.hl", 4), ("ipv4.tos", 8), ("ipv4.tl", 16), ("ipv4.id", 16), ("ipv4.rbit", 1),
-    ("ipv4.dfbit", 1), ("ipv4.mfbit", 1), ("ipv4.foff", 13), ("ipv4.ttl", 8), ("ipv4.proto", 8), ("ipv4.cksum", 16),
-    ("ipv4.opt", 320),
-    # RFC 8200 without the addresses (bytes 8 to 39)
-    ("ipv6.ver", 4), ("ipv6.tc", 8), ("ipv6.fl", 20), ("ipv6.len", 16), ("ipv6.nh", 8), ("ipv6.hl", 8),
+HEADERS: dict[str, tuple[tuple[str, int], ...]] = {
+    "radiotap": (
+        ("reversion", 8), ("pad0", 8), ("len", 16), ("present", 96), ("mactimestamp", 64), ("flags", 8), ("rate", 8),
+        ("channel", 16), ("channelflags", 16), ("antennasignal", 8), ("pad1", 8), ("rxflags", 16), ("pad2", 48),
+        ("timestamp", 96), ("antennas", 32),
+    ),
+    "wlan": (("type", 8), ("flag", 8), ("duration", 16), ("rx_addr", 48)),
+    "eth": (("dhost", 48), ("shost", 48), ("ethertype", 16)),
+    # RFC 791
+    "ipv4": (
+        ("ver", 4), ("hl", 4), ("tos", 8), ("tl", 16), ("id", 16), ("rbit", 1), ("dfbit", 1), ("mfbit", 1),
+        ("foff", 13), ("ttl", 8), ("proto", 8), ("cksum", 16), ("src", 32), ("dst", 32), ("opt", 320),
+    ),
+    # RFC 8200
+    "ipv6": (
+        ("ver", 4), ("tc", 8), ("fl", 20), ("len", 16), ("nh", 8), ("hl", 8), ("src", 128), ("dst", 128),
+    ),
     # RFC 9293
-    ("tcp.sprt", 16), ("tcp.dprt", 16), ("tcp.seq", 32), ("tcp.ackn", 32), ("tcp.doff", 4), ("tcp.res", 3),
-    ("tcp.ns", 1), ("tcp.cwr", 1), ("tcp.ece", 1), ("tcp.urg", 1), ("tcp.ackf", 1), ("tcp.psh", 1), ("tcp.rst", 1),
-    ("tcp.syn", 1), ("tcp.fin", 1), ("tcp.wsize", 16), ("tcp.cksum", 16), ("tcp.urp", 16), ("tcp.opt", 320),
+    "tcp": (
+        ("sprt", 16), ("dprt", 16), ("seq", 32), ("ackn", 32), ("doff", 4), ("res", 3), ("ns", 1), ("cwr", 1),
+        ("ece", 1), ("urg", 1), ("ackf", 1), ("psh", 1), ("rst", 1), ("syn", 1), ("fin", 1), ("wsize", 16),
+        ("cksum", 16), ("urp", 16), ("opt", 320),
+    ),
     # RFC 768
-    ("udp.sport", 16), ("udp.dport", 16), ("udp.len", 16), ("udp.cksum", 16),
+    "udp": (("sport", 16), ("dport", 16), ("len", 16), ("cksum", 16)),
     # RFC 792; RFC 4443 in IPv6
-    ("icmp.type", 8), ("icmp.code", 8), ("icmp.cksum", 16), ("icmp.roh", 32),
-)  # fmt: skip
+    "icmp": (("type", 8), ("code", 8), ("cksum", 16), ("roh", 32)),
+}  # fmt: skip
+"""nPrint's headers in its column order, each with its fields and their bits."""
+
+_PACKET = tuple(
+    (f"{header}.{field}", bits)
+    for header in ("ipv4", "ipv6", "tcp", "udp", "icmp")
+    for field, bits in HEADERS[header]
+    if field not in ("src", "dst")
+)
 
 _TRACE = (
     ("trace.direction", 1),  # 0: sent by the flow's initiator, 1: by the responder

@@ -1,5 +1,5 @@
 """
-What this distribution offers: the encoder ``nprint``, and nPrint's text files as input.
+What this distribution offers: the encoder ``nprint``, and nPrint's text and NetDiffusion's images as input.
 """
 
 from __future__ import annotations
@@ -32,10 +32,22 @@ def netdiffusion_register_encoders() -> Sequence[EncoderSpec]:
 @hookimpl
 def netdiffusion_open_capture(path: Path) -> Traffic | None:
     """
-    Read nPrint text (``*.npt``, ``*.nprint``).
+    Read nPrint's text (``*.npt``, ``*.nprint``; ``*.csv`` and ``*.txt`` whose first line names its columns) and
+    NetDiffusion's images (``*.png``).
     """
-    if path.suffix not in (".npt", ".nprint"):
-        return None
-    from .text import read_text
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        from .image import read_image
 
-    return read_text(path)
+        return read_image(path)
+    if suffix in (".npt", ".nprint") or (suffix in (".csv", ".txt") and _names_columns(path)):
+        from .text_reader import read_text
+
+        return read_text(path)
+    return None
+
+
+def _names_columns(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.readline(1 << 16)
+    return b",ipv4_ver_0," in head or b",ipv6_ver_0," in head

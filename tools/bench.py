@@ -1,0 +1,213 @@
+"""
+Speed and memory of the capture layer and the nprint encoder, beside dpkt and scapy on the same file in the same run.
+
+Times are CPU seconds of one process with one thread, the best of several; start-up is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import dpkt
+import numpy as np
+import scapy
+from rich.console import Console
+from rich.table import Table
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.utils import PcapReader
+
+from netdiffusion_core.capture import assemble, read_capture, write_capture
+from netdiffusion_core.model import concatenate
+from netdiffusion_nprint.encoder import NprintEncoder, Options
+
+SAMPLE = Path(__file__).parents[1] / "netdiffusion_core/samples/lab"
+PACKETS = 200_000
+SCAPY_PACKETS = 10_000
+PEAK = """
+import re, sys
+from pathlib import Path
+from netdiffusion_core.capture import assemble, read_capture
+def peak_mib():  # ru_maxrss would count the memory of the parent before exec
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+before = peak_mib()
+traffic = read_capture(Path(sys.argv[1]))
+read = peak_mib()
+assemble(traffic)
+print(len(traffic), before, read, peak_mib())
+"""
+
+
+def main() -> None:
+    """
+    Measure, and print a table or JSON.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--capture", type=Path, help="measure on this pcap and not on the bundled sample, repeated")
+    parser.add_argument("--gigabytes", type=float, default=1, help="size of the capture for the peak of memory")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        capture = arguments.capture or sample(Path(folder) / "sample.pcap")
+        speeds = dict(measure(capture, Path(folder), arguments.repeat))
+        memory = peak_memory(Path(folder) / "large.pcap", arguments.gigabytes)
+    result = {"machine": machine(), "capture": str(arguments.capture or "the bundled sample, repeated"), **speeds}
+    if arguments.json:
+        print(json.dumps(result | {"memory": memory}, indent=2))
+    else:
+        show(result, memory)
+
+
+def sample(path: Path) -> Path:
+    """
+    Write the bundled sample again and again, a thousand seconds apart, until there are enough packets.
+    """
+    once = concatenate([read_capture(f) for f in sorted(SAMPLE.rglob("*.pcap"))])
+    copies = -(-PACKETS // len(once))
+    many = once.select_packets(np.tile(np.arange(len(once)), copies)[:PACKETS])
+    later = np.repeat(np.arange(copies) * 1_000_000_000_000, len(once))[:PACKETS]
+    write_capture(path, attrs.evolve(many, timestamps=many.timestamps + later))
+    return path
+
+
+def measure(capture: Path, folder: Path, repeat: int) -> Iterator[tuple[str, Any]]:
+    """
+    Yield ``("read", packets a second)`` and so on.
+    """
+    encoder = NprintEncoder(Options())
+
+    def best(work: Callable[[], Any], units: int | None = None) -> tuple[float, Any]:
+        seconds = []
+        for _ in range(repeat):
+            start = time.process_time()
+            result = work()
+            seconds.append(time.process_time() - start)
+        return (len(result) if units is None else units) / min(seconds), result
+
+    def text() -> None:
+        path = folder / "x.npt"
+        path.unlink(missing_ok=True)
+        encoder.write(read_capture(capture), path, "nprint")
+
+    speed, traffic = best(lambda: read_capture(capture))
+    yield "packets", len(traffic)
+    yield "read", speed
+    speed, flows = best(lambda: assemble(traffic))
+    yield "assemble", speed
+    speed, encoded = best(lambda: encoder.encode(flows), len(traffic))
+    yield "encode", speed
+    speed, _ = best(lambda: encoder.encode(assemble(read_capture(capture))), len(traffic))
+    yield "capture to bits", speed
+    speed, _ = best(lambda: encoder.decode(encoded, np.random.default_rng(0)), len(encoded.rows))
+    yield "decode", speed
+    speed, _ = best(lambda: write_capture(folder / "x.pcap", traffic), len(traffic))
+    yield "write", speed
+    speed, _ = best(text, len(traffic))
+    yield "capture to nPrint's text", speed
+    speed, _ = best(lambda: with_dpkt(capture), None)
+    yield "dpkt: read and parse", speed
+    speed, _ = best(lambda: with_scapy(capture), None)
+    yield "scapy: read and parse", speed
+
+
+def with_dpkt(capture: Path) -> list[tuple[float, int, int]]:
+    """
+    Read all packets with dpkt, down to the ports.
+    """
+    found = []
+    with capture.open("rb") as file:
+        for timestamp, octets in dpkt.pcap.Reader(file):
+            try:
+                ip = dpkt.ethernet.Ethernet(octets).data
+            except dpkt.UnpackError:  # a damaged packet
+                ip = None
+            transport = ip.data if isinstance(ip, dpkt.ip.IP | dpkt.ip6.IP6) else None
+            ports = isinstance(transport, dpkt.tcp.TCP | dpkt.udp.UDP)
+            found.append((timestamp, transport.sport if ports else 0, transport.dport if ports else 0))
+    return found
+
+
+def with_scapy(capture: Path) -> list[tuple[float, int, int]]:
+    """
+    Read the first packets with scapy, down to the ports.
+    """
+    found = []
+    with PcapReader(str(capture)) as reader:
+        for packet in reader:
+            transport = packet[IP].payload if IP in packet else None
+            ports = isinstance(transport, TCP | UDP)
+            found.append((float(packet.time), transport.sport if ports else 0, transport.dport if ports else 0))
+            if len(found) == SCAPY_PACKETS:
+                break
+    return found
+
+
+def peak_memory(path: Path, gigabytes: float) -> dict[str, float]:
+    """
+    Read a large capture of packets of 700 bytes in a process of its own, and tell its peaks of memory.
+    """
+    frame = bytes(Ether() / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=1, dport=2) / bytes(658))
+    record = struct.pack("<IIII", 0, 0, len(frame), len(frame)) + frame
+    with path.open("wb") as file:
+        file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 18, 1))
+        while file.tell() < gigabytes * 1e9:
+            file.write(record * 10_000)
+    size = path.stat().st_size
+    command = [sys.executable, "-c", PEAK, str(path)]
+    packets, before, read, assembled = map(float, subprocess.check_output(command, text=True).split())
+    path.unlink()
+    return {
+        "capture_bytes": size,
+        "packets": packets,
+        "start_mib": before,
+        "peak_mib_read": read,
+        "peak_mib_assembled": assembled,
+    }
+
+
+def machine() -> str:
+    """
+    Name the processor and the versions.
+    """
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((line.split(":")[1].strip() for line in info.open() if line.startswith("model name")), cpu)
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
+    return f"{cpu}, {versions}, dpkt {dpkt.__version__}, scapy {scapy.VERSION}"
+
+
+def show(result: dict[str, Any], memory: dict[str, float]) -> None:
+    """
+    Print a table for people.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table(title=f"{result['capture']}, {result['packets']:,} packets\n{result['machine']}")
+    for name in ("", "packets a CPU-second", "times dpkt", "times scapy"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, speed in result.items():
+        if isinstance(speed, float):
+            ratios = (speed / result[f"{other}: read and parse"] for other in ("dpkt", "scapy"))
+            table.add_row(name, f"{speed:,.0f}", *(f"{ratio:,.1f}" for ratio in ratios))
+    console.print(table)
+    console.print(
+        f"memory: a capture of {memory['capture_bytes'] / 1e9:.1f} GB ({memory['packets']:,.0f} packets) was read with "
+        f"a peak of {memory['peak_mib_read']:.0f} MiB, and assembled with {memory['peak_mib_assembled']:.0f} MiB "
+        f"(an empty process: {memory['start_mib']:.0f} MiB)"
+    )
+
+
+if __name__ == "__main__":
+    main()
