@@ -101,3 +101,34 @@ def test_plugins_come_from_five_distributions(runs):
     listed = json.loads(netdiff("plugins", "list", "--json", cwd=runs).stdout)["components"]
     assert {c["kind"] for c in listed} == {"encoder", "backend", "rules", "evaluator"}
     assert len({c["distribution"] for c in listed}) >= 5
+
+
+def test_nprint_text_and_images_go_out_and_come_in(tmp_path):
+    """
+    One capture makes one file, a folder one file a flow, and both are DATA again.
+    """
+    capture = str(SAMPLE / "dns" / "train.pcap")
+    wanted = ("--format", "nprint", "--nprint-args", "-4 -6 -t -u -i -A")
+    assert netdiff("encode", capture, "-o", "dns.npt", *wanted, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "dns.npt").read_text().startswith("src_ip,tv_sec,tv_usec,ipv4_ver_0,")
+    assert netdiff("encode", str(SAMPLE), "-o", "png", "--classes", "dns,ntp", "--format", "png", cwd=tmp_path).stderr
+    assert len(list((tmp_path / "png" / "dns").glob("*.png"))) == 70
+    assert not (tmp_path / "png" / "ssh").exists()
+    for data, classes in (("dns.npt", 1), ("png", 2)):
+        done = netdiff("encode", data, "-o", f"{data}.bits", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        index = json.loads((tmp_path / f"{data}.bits" / "encoded.json").read_text())
+        assert len(set(index["labels"])) == classes
+
+    for words, code, sentence in (
+        (("encode", capture, "-o", "x", "--format", "nprin"), 2, "Did you mean 'nprint'?"),
+        (("encode", str(SAMPLE), "-o", "x.npt", "--format", "nprint"), 2, "is a folder"),
+        (("encode", capture, "-o", "dns.npt", *wanted), 2, "exists already"),
+        (("encode", "dns.npt", "-o", "dns.npt", *wanted, "--overwrite"), 2, "is what is read"),
+        (("encode", capture, "-o", "x.npt", "--format", "nprint", "--nprint-args", "-4 -z"), 2, "-z"),
+        (("encode", "missing.pcap", "-o", "x.npt", "--format", "nprint"), 1, "there is no file missing.pcap"),
+    ):
+        done = netdiff(*words, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+        assert sentence in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dns.npt", "dns.npt.bits", "png", "png.bits"]

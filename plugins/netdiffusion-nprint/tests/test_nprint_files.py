@@ -31,6 +31,7 @@ from netdiffusion_core.model import MISSING, FlowTable, Traffic
 from netdiffusion_core.options import build
 from netdiffusion_nprint import text_reader
 from netdiffusion_nprint.encoder import NprintEncoder, Options
+from netdiffusion_nprint.image import read_image
 from netdiffusion_nprint.layout import HEADERS, PAPER
 from netdiffusion_nprint.plugin import netdiffusion_open_capture
 
@@ -405,7 +406,8 @@ def test_files_that_are_no_images_of_packets(tmp_path: Path) -> None:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(DataError, match=f"{re.escape(str(path))} .*{message}"):
-            netdiffusion_open_capture(path)
+            read_image(path)
+        assert netdiffusion_open_capture(tmp_path / "narrow.png") is None  # a picture beside captures
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

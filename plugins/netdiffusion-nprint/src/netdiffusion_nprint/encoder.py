@@ -22,7 +22,7 @@ from netdiffusion_core.model import ICMP, ICMPV6, TCP, UDP, Encoded, Layout, Tra
 
 from .arguments import parse
 from .decoder import decode
-from .layout import COLUMN, LAYOUTS, PAPER, TRACE_COLUMN, chunks
+from .layout import COLUMN, LAYOUTS, PAPER, TRACE_COLUMN
 from .rows import nprint_emits
 
 Array = NDArray[Any]
@@ -89,39 +89,38 @@ class NprintEncoder(Encoder):
 
     def encode(self, traffic: Traffic) -> Encoded:
         """
-        Return one row for each IP packet of a flow, for the first `max_packets` of it. A transport header that was not
+        Return one row for each of the first `max_packets` packets of a flow. A transport header that was not
         captured, or is in another fragment, is absent; of a TCP header that was cut within its options the whole words
         count. With the option compat=nprint only packets that nPrint writes a row for count.
         """
-        headers = dissect(traffic)
-        chosen = headers.ip_versions > 0
+        order, starts = traffic.by_flow()
         if self.options.compat == "nprint":
-            chosen &= nprint_emits(traffic)
-        order, _ = traffic.by_flow()
-        order = order[chosen[order]]
-        starts = np.searchsorted(traffic.flow_of[order], np.arange(len(traffic.flows) + 1))
-        order = order[np.arange(len(order)) - starts[traffic.flow_of[order]] < self.options.max_packets]
-        starts = np.concatenate([[0], np.cumsum(np.minimum(np.diff(starts), self.options.max_packets))])
-
-        microseconds = traffic.timestamps[order] // 1000
+            order = order[nprint_emits(traffic)[order]]
+            starts = np.searchsorted(traffic.flow_of[order], np.arange(len(traffic.flows) + 1))
+        counts = np.minimum(np.diff(starts), self.options.max_packets)
+        order = order[np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts)) < self.options.max_packets]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        chosen = traffic.select_packets(order)
+        microseconds = chosen.timestamps // 1000
         iat_us = np.diff(microseconds, prepend=microseconds[:1])
-        iat_us[starts[:-1][np.diff(starts) > 0]] = 0
+        first = starts[:-1][counts > 0]
+        iat_us[first] = 0
         octets = np.empty((len(order), self.layout.width // 8), np.int64)  # one int64 a byte, see _BITS
-        for part in chunks(len(order)):
-            packets, out = order[part], octets[part]
-            _copy_headers(out, traffic, headers, packets)
+        for part in chosen.chunks():
+            packets, out = chosen.select_packets(part), octets[part]
+            headers = dissect(packets)
+            _copy_headers(out, packets, headers)
             if self.layout.has("trace"):
-                wire = headers.link_lengths[packets] + headers.ip_lengths[packets]
-                trace = (~traffic.from_initiator[packets]).astype(np.uint64) << 63
+                wire = headers.link_lengths + headers.ip_lengths
+                trace = (~packets.from_initiator).astype(np.uint64) << 63
                 trace |= np.minimum(iat_us[part], _MAX_IAT_US).astype(np.uint64) << 15
-                trace |= np.clip(traffic.wire_lengths[packets] - wire, 0, 127).astype(np.uint64) << 8
-                extensions = np.minimum((headers.ip_header_lengths[packets] - 40) // 8, 255)
-                trace |= np.where(headers.ip_versions[packets] == 6, extensions, 0).astype(np.uint64)
+                trace |= np.clip(packets.wire_lengths - wire, 0, 127).astype(np.uint64) << 8
+                extensions = np.minimum((headers.ip_header_lengths - 40) // 8, 255)
+                trace |= np.where(headers.ip_versions == 6, extensions, 0).astype(np.uint64)
                 out[:, TRACE_COLUMN:] = _BITS[trace.astype(">u8").view(np.uint8).reshape(-1, 8)]
 
         start_times = np.zeros(len(traffic.flows), np.int64)
-        filled = np.diff(starts) > 0
-        start_times[filled] = traffic.timestamps[order[starts[:-1][filled]]]
+        start_times[counts > 0] = chosen.timestamps[first]
         return Encoded(
             rows=octets.view(np.int8),
             starts=starts,
@@ -161,13 +160,13 @@ class NprintEncoder(Encoder):
         left = most
         for chunk in traffic.chunks(4096):
             part = traffic.select_packets(chunk)
-            headers = dissect(part)
-            chosen = headers.ip_versions > 0
+            chosen = dissect(part).ip_versions > 0
             if self.options.compat == "nprint":
                 chosen &= nprint_emits(part)
             packets = np.flatnonzero(chosen)
-            out = np.empty((min(len(packets), left), PAPER.width // 8), np.int64)
-            _copy_headers(out, part, headers, packets[:left])
+            part = part.select_packets(packets[:left])
+            out = np.empty((len(part), PAPER.width // 8), np.int64)
+            _copy_headers(out, part, dissect(part))
             yield out.view(np.int8)
             if len(packets) > left:
                 log.warning("only the first %d IP packets are written; the rest is cut", most)
@@ -195,32 +194,31 @@ class NprintEncoder(Encoder):
         return decode(encoded, rng, ethernet=self.options.link == "ethernet", payload=self.options.payload)
 
 
-def _copy_headers(out: Array, traffic: Traffic, headers: Dissection, packets: Array) -> None:
+def _copy_headers(out: Array, traffic: Traffic, headers: Dissection) -> None:
     """
-    Write the 1088 columns of `layout.PAPER` of these packets into ``out``, int64[packets, at least 136].
+    Write the 1088 columns of `layout.PAPER` of all packets into ``out``, int64[packets, at least 136].
     """
     out.fill(_ABSENT)
     data = traffic.data
-    at, size = headers.ip_offsets[packets], headers.ip_header_lengths[packets]
-    is4, is6 = headers.ip_versions[packets] == 4, headers.ip_versions[packets] == 6
+    at, size = headers.ip_offsets, headers.ip_header_lengths
+    is4, is6 = headers.ip_versions == 4, headers.ip_versions == 6
     _copy_bits(out, COLUMN["ipv4"], data, at, np.where(is4, 12, 0))
     _copy_bits(out, COLUMN["ipv4.opt"], data, at + 20, np.where(is4, size - 20, 0))
     _copy_bits(out, COLUMN["ipv6"], data, at, np.where(is6, 8, 0))
-    at, size = _transport(traffic, headers, packets)
+    at, size = _transport(traffic, headers)
     for name, numbers in (("tcp", (TCP,)), ("udp", (UDP,)), ("icmp", (ICMP, ICMPV6))):
-        _copy_bits(out, COLUMN[name], data, at, np.where(np.isin(headers.protocols[packets], numbers), size, 0))
+        _copy_bits(out, COLUMN[name], data, at, np.where(np.isin(headers.protocols, numbers), size, 0))
 
 
-def _transport(traffic: Traffic, headers: Dissection, packets: Array) -> tuple[Array, Array]:
+def _transport(traffic: Traffic, headers: Dissection) -> tuple[Array, Array]:
     """
     Return ``(at, lengths)``, int64[packets] each, of the transport headers as far as they were captured. A short snap
     length cuts the options of most SYNs, and a flow without its SYN would be another flow.
     """
-    at, lengths = headers.transport_offsets[packets], headers.transport_header_lengths[packets]
-    expected = headers.ip_offsets[packets] + headers.ip_header_lengths[packets]
-    captured = traffic.ends[packets] - expected
-    is_tcp = (headers.protocols[packets] == TCP) & (headers.fragment_offsets[packets] == 0)
-    i = np.flatnonzero((at < 0) & is_tcp & (captured >= 20))
+    at, lengths = headers.transport_offsets.copy(), headers.transport_header_lengths.copy()
+    expected = headers.ip_offsets + headers.ip_header_lengths
+    captured = traffic.ends - expected
+    i = np.flatnonzero((at < 0) & (headers.protocols == TCP) & (headers.fragment_offsets == 0) & (captured >= 20))
     i = i[traffic.data[expected[i] + 12] >> 4 >= 5]
     at[i], lengths[i] = expected[i], captured[i] // 4 * 4
     return at, lengths

@@ -33,10 +33,10 @@ def netdiffusion_register_encoders() -> Sequence[EncoderSpec]:
 def netdiffusion_open_capture(path: Path) -> Traffic | None:
     """
     Read nPrint's text (``*.npt``, ``*.nprint``; ``*.csv`` and ``*.txt`` whose first line names its columns) and
-    NetDiffusion's images (``*.png``).
+    NetDiffusion's images (``*.png``, 1088 pixels wide, or 1089 with the row's number before).
     """
     suffix = path.suffix.lower()
-    if suffix == ".png":
+    if suffix == ".png" and _width(path) in (1088, 1089):
         from .image import read_image
 
         return read_image(path)
@@ -45,6 +45,15 @@ def netdiffusion_open_capture(path: Path) -> Traffic | None:
 
         return read_text(path)
     return None
+
+
+def _width(path: Path) -> int:
+    """
+    Return the width of a PNG image, 0 for another file: other pictures may lie beside captures.
+    """
+    with path.open("rb") as file:
+        head = file.read(24)
+    return int.from_bytes(head[16:20]) if head.startswith(b"\x89PNG\r\n\x1a\n") else 0
 
 
 def _names_columns(path: Path) -> bool:
