@@ -160,10 +160,16 @@ class Traffic:
         mapped: Any = self.data
         while isinstance(mapped, np.ndarray | memoryview):
             mapped = mapped.base if isinstance(mapped, np.ndarray) else mapped.obj
-        for start in range(0, len(self), packets):
-            yield slice(start, min(start + packets, len(self)))
-            if isinstance(mapped, mmap):
-                mapped.madvise(MADV_DONTNEED)
+        stop = 0
+        while (start := stop) < len(self):
+            stop = min(start + packets, len(self))
+            if not isinstance(mapped, mmap):
+                yield slice(start, stop)
+                continue
+            octets = np.cumsum(self.captured_lengths[start:stop], dtype=np.int64)
+            stop = start + max(1, int(np.searchsorted(octets, _MAPPED_BYTES_A_CHUNK)))
+            yield slice(start, stop)
+            mapped.madvise(MADV_DONTNEED)
 
     def select_flows(self, flows: NDArray[Any]) -> Traffic:
         """
@@ -176,6 +182,7 @@ class Traffic:
         return attrs.evolve(part, flow_of=rank[part.flow_of], flows=self.flows.select(chosen))
 
 
+_MAPPED_BYTES_A_CHUNK = 1 << 26
 _PACKET_COLUMNS = (
     "starts", "captured_lengths", "wire_lengths", "timestamps", "link_types", "flow_of", "from_initiator",
 )  # fmt: skip

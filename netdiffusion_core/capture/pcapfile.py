@@ -242,7 +242,8 @@ class _Columns:
         if (too_long := wire > _MAX_WIRE_BYTES).any():
             log.warning("%s: %d packets claim more than 2 GiB on the wire; 2 GiB is taken", self._path, too_long.sum())
         wire = np.clip(wire, captured, _MAX_WIRE_BYTES)
-        found = (starts, captured.astype(np.int32), wire.astype(np.int32), times, links.astype(np.uint16))
+        small = captured.astype(np.int32), wire.astype(np.int32), links.astype(np.uint16)
+        found: tuple[Array, ...] = (starts, small[0], small[1], times, small[2])
         for windows, column in zip(self._windows.values(), found, strict=True):
             windows.append(column)
 
