@@ -22,8 +22,8 @@ demo: $(STAMP)  ## fine-tune on the bundled sample, generate, repair, evaluate, 
 test: $(STAMP) .venv/.debian  ## all tests; one distribution's: make test plugin=netdiffusion-nprint
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(if $(plugin),plugins/$(plugin))
 
-.venv/.debian: tools/debian.sh $(STAMP)
-	tools/debian.sh tshark
+.venv/.debian: tools/debian.sh Makefile $(STAMP)
+	tools/debian.sh tshark tcpreplay tcptrace tcpdump iproute2
 	touch $@
 
 lint: $(STAMP)

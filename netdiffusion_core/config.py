@@ -67,6 +67,7 @@ class RunConfig:
     max_packets        longer flows are cut to their first packets
     encoder, backend   one component each
     rules              rule sets; what they require is added
+    rules_off          ids of single rules that are neither checked nor repaired, ``rules.off``
     evaluators         None: all that are installed
     compare            backends for comparison rows of the report; None: all installed baselines; empty: none
     """
@@ -82,8 +83,9 @@ class RunConfig:
     encoder_options: Mapping[str, Any] = attrs.field(factory=dict)
     backend: str = "stable-diffusion"
     backend_options: Mapping[str, Any] = attrs.field(factory=dict)
-    rules: tuple[str, ...] = attrs.field(default=("tcp", "udp", "icmp"), converter=_strings)
+    rules: tuple[str, ...] = attrs.field(default=("tcp", "udp", "icmp", "icmpv6"), converter=_strings)
     rules_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    rules_off: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     evaluators: tuple[str, ...] | None = attrs.field(default=None, converter=_optional_strings)
     evaluators_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     compare: tuple[str, ...] | None = attrs.field(default=None, converter=_optional_strings)
@@ -145,8 +147,9 @@ def to_toml(config: RunConfig) -> str:
             tables[field.name] = {"name": value, **getattr(config, f"{field.name}_options")}
         elif field.name in MANY:
             names = {} if value is None else {"names": value}
-            tables[field.name] = {**names, **getattr(config, f"{field.name}_options")}
-        elif not field.name.endswith("_options"):
+            off = {"off": config.rules_off} if field.name == "rules" and config.rules_off else {}
+            tables[field.name] = {**names, **off, **getattr(config, f"{field.name}_options")}
+        elif not field.name.endswith(("_options", "_off")):
             tables[field.name] = value
     return "\n".join(_toml_table("", tables)).lstrip("\n") + "\n"
 
@@ -267,7 +270,7 @@ def _full(key: str) -> str:
 
 
 def _known() -> list[str]:
-    return [f.name for f in attrs.fields(RunConfig) if not f.name.endswith("_options")]
+    return [f.name for f in attrs.fields(RunConfig) if not f.name.endswith(("_options", "_off"))]
 
 
 def _config(settings: Mapping[str, Setting]) -> RunConfig:
@@ -279,7 +282,9 @@ def _config(settings: Mapping[str, Setting]) -> RunConfig:
                 f"{setting.source}: there is no setting {setting.key!r}.{did_you_mean(setting.key, _known())} "
                 f"The settings: {', '.join(_known())}."
             )
-        if table in MANY and option != "names":
+        if setting.key == "rules.off":
+            values["rules_off"] = setting.value
+        elif table in MANY and option != "names":
             component, _, name = option.partition(".")
             if not name:
                 raise ConfigError(
@@ -296,8 +301,8 @@ def _config(settings: Mapping[str, Setting]) -> RunConfig:
     except ConfigError:
         # Again one by one, so that the message can name the source.
         for setting in settings.values():
-            table = setting.key.partition(".")[0]
-            if not setting.key.count(".") or setting.key in (f"{table}.name", f"{table}.names"):
+            table = "rules_off" if setting.key == "rules.off" else setting.key.partition(".")[0]
+            if not setting.key.count(".") or setting.key in (f"{table}.name", f"{table}.names", "rules.off"):
                 _check(table, setting)
         raise
 

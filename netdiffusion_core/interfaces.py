@@ -10,13 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from .context import Context
-from .model import Encoded, Layout, SampleRequest, Score, Traffic, Violation
+from .model import Encoded, Layout, Rule, SampleRequest, Score, Traffic, Violation
 
 
 @attrs.frozen(kw_only=True)
@@ -107,10 +108,42 @@ class Backend(Component, ABC):
         """
 
 
+class Record(Protocol):
+    """
+    Takes note of what a rule changed.
+    """
+
+    def __call__(
+        self,
+        rule: str,
+        field: str,
+        packets: NDArray[Any],
+        before: NDArray[Any],
+        after: NDArray[Any],
+        bits: NDArray[Any] | None = None,
+    ) -> None:
+        """
+        Note that a rule changed a field of these packets (indices into the traffic that `RuleSet.repair` was given)
+        from one value to another. `bits` says how many bits differ, where that does not follow from the values.
+        """
+
+
+def forget(*_: Any, **__: Any) -> None:
+    """
+    The `Record` of somebody who does not want to know.
+    """
+
+
 class RuleSet(Component, ABC):
     """
     Knows what one protocol allows.
+
+    rules  what it checks, for ``netdiff rules list``
+    off    ids of rules that the user has switched off: neither checked nor repaired; set by the core
     """
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    off: frozenset[str] = frozenset()
 
     def constrain(self, encoded: Encoded) -> Encoded:
         """
@@ -118,9 +151,10 @@ class RuleSet(Component, ABC):
         """
         return encoded
 
-    def repair(self, traffic: Traffic, rng: np.random.Generator) -> Traffic:
+    def repair(self, traffic: Traffic, rng: np.random.Generator, record: Record = forget) -> Traffic:
         """
-        Return traffic in which `check` finds no repairable violation; what was valid stays byte-identical. Optional.
+        Return traffic in which `check` finds no repairable violation; what was valid stays byte-identical. Each change
+        is told to `record`. Optional.
         """
         return traffic
 

@@ -351,6 +351,67 @@ class Encoded:
         return digest.hexdigest()
 
 
+@attrs.frozen
+class Rule:
+    """
+    One thing that a rule set knows.
+
+    id          ``tcp.checksum``: the rule set's name, a dot, the rule's
+    field       the header field that is wrong when the rule is broken, such as ``tcp.cksum``
+    severity    ``error``: a receiver would drop or misread the packet; ``warning``: unusual, but legal
+    summary     what must hold
+    source      where that is written: ``RFC 9293 section 3.1``
+    repairable  whether `RuleSet.repair` mends it
+    """
+
+    id: str
+    field: str
+    severity: Literal["error", "warning"]
+    summary: str
+    source: str
+    repairable: bool = True
+
+    def broken(self, traffic: Traffic, packets: NDArray[Any]) -> Iterator[Violation]:
+        """
+        Yield a violation for each of these packets (int indices).
+        """
+        for packet in np.sort(packets).tolist():
+            yield Violation(
+                rule=self.id,
+                flow=int(traffic.flow_of[packet]),
+                packet=packet,
+                field=self.field,
+                message=f"does not hold: {self.summary} ({self.source})",
+                severity=self.severity,
+                repairable=self.repairable,
+            )
+
+
+@attrs.frozen(kw_only=True, unsafe_hash=False)
+class Repair:
+    """
+    One field that one rule changed, in all packets where it did so in one step.
+
+    rule           id of the rule; ``tcp.bits`` for what `RuleSet.constrain` of ``tcp`` changed
+    field          ``tcp.wsize``; of a field beyond 62 bits one 32-bit word, such as ``tcp.opt.3``
+    flows          int64[n]  row of the flow table, -1 for a packet of no flow
+    packets        int64[n]  0 for the first packet of the flow
+    before, after  int64[n]  the field's values; -1: it was not there
+    bits           int64[n]  how many bits of the field differ
+    """
+
+    rule: str
+    field: str
+    flows: NDArray[np.int64] = _array(np.int64)
+    packets: NDArray[np.int64] = _array(np.int64)
+    before: NDArray[np.int64] = _array(np.int64)
+    after: NDArray[np.int64] = _array(np.int64)
+    bits: NDArray[np.int64] = _array(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.packets)
+
+
 @attrs.frozen(kw_only=True)
 class Violation:
     """

@@ -22,20 +22,20 @@ from typing import Any
 import attrs
 import numpy as np
 
-from . import dataset, manifest, storage
+from . import dataset, manifest, repairs, storage
 from .capture import assemble, read_capture, write_capture
 from .capture.pcapfile import is_capture
 from .config import RunConfig, plain, to_toml
 from .context import Advance, Context, silent, stream_seed
 from .errors import ConfigError, DataError, PluginError, did_you_mean
 from .interfaces import Backend, Encoder, Evaluator, RealTraffic, RuleSet
-from .model import Encoded, SampleRequest, Score, Traffic, Violation, counts_by_label
+from .model import Encoded, Repair, Rule, SampleRequest, Score, Traffic, Violation, counts_by_label
 from .plugins import Plugins
 from .run_folder import Run, new_folder
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 Rules = Sequence[tuple[str, RuleSet]]
-Changes = Mapping[str, Mapping[str, int]]
+Repairs = tuple[Repair, ...]
 """For each rule set: ``bits_changed``, ``bits_total``, ``packets_changed`` and ``packets_resized``."""
 
 TEST_SHARE = 0.3
@@ -67,7 +67,7 @@ class Synthesis:
 
     generated: Encoded
     traffic: Traffic
-    repairs: Changes
+    repairs: Repairs
 
 
 @attrs.frozen(kw_only=True)
@@ -77,7 +77,7 @@ class RunResult:
     scores      the scores of each backend by its name, ours first
     synthetic   the generated traffic, as written to ``folder/synthetic``
     violations  what the rules still find in it
-    repairs     what each rule set changed
+    repairs     what the rules changed in the model's output
     manifest    what ``folder/manifest.json`` says
     """
 
@@ -85,7 +85,7 @@ class RunResult:
     scores: Mapping[str, tuple[Score, ...]]
     synthetic: Traffic
     violations: tuple[Violation, ...]
-    repairs: Changes
+    repairs: Repairs
     manifest: Mapping[str, Any]
 
 
@@ -134,9 +134,14 @@ def run(
             violations = check(ours.traffic, parts.rules)
         with course.stage("write") as row:
             write(ours.traffic, folder / "synthetic", progress)
+            files = [f"{label}/{number:05d}.pcap" for label, number in flow_names(ours.traffic.flows.labels.tolist())]
+            repairs.write_csv(folder / "repairs.csv.gz", ours.repairs, files)
             row["sha256"] = manifest.folder_digest(folder / "synthetic")
         with course.stage("evaluate"):
             scores = {config.backend: evaluate(real, ours.traffic, parts.evaluators, context)}
+            again = _finish(test, parts.encoder, parts.rules, context)
+            floor = repairs.bits_per_packet(again.repairs, len(again.traffic))
+            scores[config.backend] += (repairs.score(ours.repairs, len(ours.traffic), floor),)
 
         for name, baseline in parts.baselines:
             with course.stage(f"{name}: fit", name):
@@ -144,6 +149,7 @@ def run(
             theirs = _synthesize(course, name, baseline, request, parts, context, prefix=f"{name}: ")
             with course.stage(f"{name}: evaluate"):
                 scores[name] = evaluate(real, theirs.traffic, parts.evaluators, context)
+                scores[name] += (repairs.score(theirs.repairs, len(theirs.traffic), floor),)
 
         with course.stage("report"):
             document = manifest.build(
@@ -166,7 +172,7 @@ def run(
                 real=test,
                 synthetic=encode(ours.traffic, parts.encoder),
                 violations=violations,
-                repairs=ours.repairs,
+                repairs=repairs.summary(ours.repairs, all_rules(parts.rules), len(ours.traffic)),
                 manifest=document,
                 classes=classes,
             )
@@ -249,6 +255,12 @@ def prepare_rules(config: RunConfig, plugins: Plugins) -> tuple[tuple[tuple[str,
         logger.info("rules: %s added, because the others require it", ", ".join(added))
     _refuse_unused("rules", config.rules_options, names)
     rules = tuple((n, plugins.create("rules", n, config.rules_options.get(n))) for n in names)
+    known = [rule.id for rule in all_rules(rules)]
+    for rule_id in config.rules_off:
+        if rule_id not in known:
+            raise ConfigError(f"rules.off: no active rule is called {rule_id!r}.{did_you_mean(rule_id, known)}")
+    for _, chosen in rules:
+        chosen.off = frozenset(config.rules_off)
     return rules, attrs.evolve(config, rules=names, rules_options={n: o for n, r in rules if (o := _options(r))})
 
 
@@ -362,15 +374,17 @@ def generate(backend: Backend, request: SampleRequest, context: Context) -> Enco
     return encoded
 
 
-def constrain(encoded: Encoded, rules: Rules) -> tuple[Encoded, Changes]:
+def constrain(encoded: Encoded, rules: Rules) -> tuple[Encoded, Repairs]:
     """
     Let each rule set mend what shows in bits. Also return what each changed.
     """
-    changes = {}
+    changes: list[Repair] = []
     for name, rule in rules:
         before, encoded = encoded, rule.constrain(encoded)
-        changes[name] = _rows_changed(before, encoded)
-    return encoded, changes
+        if encoded.rows.shape != before.rows.shape:
+            raise PluginError(f"rule set {name!r}: constrain must return the rows that it was given")
+        changes += repairs.compare_rows(f"{name}.bits", before, encoded)
+    return encoded, tuple(changes)
 
 
 def decode(encoded: Encoded, encoder: Encoder, context: Context) -> Traffic:
@@ -383,24 +397,25 @@ def decode(encoded: Encoded, encoder: Encoder, context: Context) -> Traffic:
     return traffic
 
 
-def repair(traffic: Traffic, rules: Rules, context: Context) -> tuple[Traffic, Changes]:
+def repair(traffic: Traffic, rules: Rules, context: Context) -> tuple[Traffic, Repairs]:
     """
     Let each rule set mend packets. Also return what each changed.
     """
-    changes = {}
+    changes: list[Repair] = []
     with context.progress("repair", len(rules)) as advance:
         for name, rule in rules:
-            before, traffic = traffic, rule.repair(traffic, context.rng(f"repair:{name}"))
-            changes[name] = _packets_changed(before, traffic)
+            record = repairs.Recorder(traffic)
+            traffic = rule.repair(traffic, context.rng(f"repair:{name}"), record)
+            changes += record.repairs
             advance(note=name)
-    return traffic, changes
+    return traffic, tuple(changes)
 
 
 def check(traffic: Traffic, rules: Rules) -> tuple[Violation, ...]:
     """
     Return every violation of the rules, in the order of packets.
     """
-    found = [violation for _, rule in rules for violation in rule.check(traffic)]
+    found = [v for _, rule in rules for v in rule.check(traffic) if v.rule not in rule.off]
     return tuple(sorted(found, key=lambda v: (v.flow, -1 if v.packet is None else v.packet, v.rule)))
 
 
@@ -476,18 +491,23 @@ def save_model(folder: Path, backend: Backend, train: Encoded, config: RunConfig
 
 
 def load_model(
-    folder: Path, plugins: Plugins, backend_options: Mapping[str, Any] | None = None
+    folder: Path,
+    plugins: Plugins,
+    backend_options: Mapping[str, Any] | None = None,
+    encoder_options: Mapping[str, Any] | None = None,
 ) -> tuple[Backend, Encoder, dict[str, Any]]:
     """
     Return a trained backend, the encoder that it was trained with, and the model's index.
 
-    backend_options  replace some of the recorded ones
+    backend_options, encoder_options  replace some of the recorded ones
 
     Raises DataError for a folder that is no model, or one of another layout or version of it.
     """
     keys = ("backend", "encoder", "layout", "classes", "max_packets")
     index = storage.read_json(folder / MODEL_INDEX, keys, "netdiff fit")
-    encoder = plugins.create("encoder", index["encoder"]["name"], index["encoder"]["options"])
+    encoder = plugins.create(
+        "encoder", index["encoder"]["name"], {**index["encoder"]["options"], **(encoder_options or {})}
+    )
     layout = storage.layout_from_json(index["layout"], folder / MODEL_INDEX)
     if encoder.layout != layout:
         raise DataError(
@@ -520,6 +540,13 @@ def synthesize(backend: Backend, encoder: Encoder, rules: Rules, request: Sample
     """
     generated = generate(backend, request, context)
     return _finish(generated, encoder, rules, context)
+
+
+def all_rules(rules: Rules) -> list[Rule]:
+    """
+    Return every rule of these rule sets.
+    """
+    return [rule for _, chosen in rules for rule in chosen.rules]
 
 
 def encoder_index(config: RunConfig) -> dict[str, Any]:
@@ -612,38 +639,7 @@ def _synthesize(
 def _finish(generated: Encoded, encoder: Encoder, rules: Rules, context: Context) -> Synthesis:
     constrained, in_bits = constrain(generated, rules)
     traffic, in_packets = repair(decode(constrained, encoder, context), rules, context)
-    repairs = {name: {k: in_bits[name][k] + in_packets[name][k] for k in in_bits[name]} for name, _ in rules}
-    return Synthesis(generated=generated, traffic=traffic, repairs=repairs)
-
-
-def _rows_changed(before: Encoded, after: Encoded) -> dict[str, int]:
-    if before.rows.shape != after.rows.shape:
-        return _changes(0, 0, 0, abs(len(before.rows) - len(after.rows)))
-    if before.rows is after.rows:
-        return _changes(0, before.rows.size, 0, 0)
-    differs = before.rows != after.rows
-    return _changes(int(differs.sum()), differs.size, int(differs.any(1).sum()), 0)
-
-
-def _packets_changed(before: Traffic, after: Traffic) -> dict[str, int]:
-    """
-    Count the bits that differ in packets that kept their length, and the packets that did not.
-    """
-    if len(before) != len(after):
-        return _changes(0, 0, 0, abs(len(before) - len(after)))
-    if before is after:
-        return _changes(0, 8 * int(before.captured_lengths.sum()), 0, 0)
-    kept = np.flatnonzero(before.captured_lengths == after.captured_lengths)
-    resized = len(before) - len(kept)
-    before, after = (before.select_packets(kept).packed(), after.select_packets(kept).packed())
-    differing = np.flatnonzero(before.data != after.data)
-    bits = np.unpackbits(before.data[differing] ^ after.data[differing]).sum()
-    packets = np.unique(np.searchsorted(before.starts, differing, side="right"))
-    return _changes(int(bits), 8 * len(before.data), len(packets) + resized, resized)
-
-
-def _changes(bits: int, total: int, packets: int, resized: int) -> dict[str, int]:
-    return {"bits_changed": bits, "bits_total": total, "packets_changed": packets, "packets_resized": resized}
+    return Synthesis(generated=generated, traffic=traffic, repairs=in_bits + in_packets)
 
 
 def _options(component: Any) -> dict[str, Any]:

@@ -260,7 +260,8 @@ class Plugins:
         Return ``(ordered, added)``: the rule sets with all they require, required ones first and by name otherwise, so
         that the order never depends on the command line; and those of them that were not asked for.
 
-        Raises UnknownComponentError for a name that nobody offers, PluginError for a circle or a missing requirement.
+        Raises UnknownComponentError for a name that nobody offers, PluginError for a circle or a missing requirement,
+        ConfigError for two that exclude each other.
         """
         wanted = dict.fromkeys(names)
         graph: dict[str, tuple[str, ...]] = {}
@@ -277,6 +278,10 @@ class Plugins:
                         "which no plugin offers"
                     )
             queue += graph[name]
+        for name in sorted(graph):
+            for other in cast(RuleSetSpec, self.find("rules", name)).conflicts:
+                if other in graph:
+                    raise ConfigError(f"the rule sets {name!r} and {other!r} contradict each other: leave one out")
         sorter = TopologicalSorter(graph)
         try:
             sorter.prepare()

@@ -64,10 +64,12 @@ class RuleSetSpec(Spec):
     """
     Describes an `interfaces.RuleSet`.
 
-    requires  rule sets that must be active and run before this one: tcp requires ipv4
+    requires   rule sets that must be active and run before this one: tcp requires ipv4
+    conflicts  rule sets that must not be active beside this one
     """
 
     requires: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    conflicts: tuple[str, ...] = attrs.field(default=(), converter=tuple)
 
 
 @attrs.frozen(kw_only=True)

@@ -105,9 +105,15 @@ def test_the_stages_one_by_one(netdiff: Netdiff, data: Path) -> None:
     assert dirty.code == 1
     assert document["errors"] == len(document["violations"]) > 0
     assert document["violations"][0]["file"].startswith("web/000")
-    text = netdiff("check", "raw")
+    text = netdiff("check", "raw", "--each")
     assert text.code == 1
     assert "error: toy.ttl: the TTL" in text.out.splitlines()[0]
+    table = netdiff("check", "raw")
+    assert table.code == 1
+    assert table.out.splitlines()[1].split()[:3] == ["toy.ttl", "error", str(document["errors"])]
+    assert netdiff("check", "raw", "--rules-off", "toy.ttl").code == 0
+    unknown = netdiff("check", "raw", "--rules-off", "toy.tll")
+    assert (unknown.code, "Did you mean 'toy.ttl'?" in unknown.err) == (2, True)
     assert netdiff("check", "clean").code == 0
     assert netdiff("repair", "raw", "-o", "mended", "--rules", "toy-ttl").code == 0
     assert sorted(p.relative_to("mended") for p in Path("mended").rglob("*.pcap")) == [
@@ -279,6 +285,16 @@ def test_plugins_list_and_show(netdiff: Netdiff, toy: Plugins) -> None:
     shown = netdiff("plugins", "show", "toy-model").out
     assert "spread  a number        4.0      standard deviation of the TTL" in shown
     assert "calm or wild" in shown
+
+
+def test_rules_list_says_what_must_hold_and_where_it_is_written(netdiff: Netdiff) -> None:
+    assert netdiff("rules", "list").out.splitlines()[1].split("  ")[0] == "toy.ttl"
+    (rule,) = json.loads(netdiff("rules", "list", "--rules", "toy-ttl", "--json").out)
+    assert rule == {
+        "id": "toy.ttl", "field": "ipv4.ttl", "severity": "error", "summary": "the TTL is odd", "source": "this test",
+        "repairable": True,
+    }  # fmt: skip
+    assert netdiff("rules", "list", "--rules", "nobody").code == 2
 
 
 def test_version_help_and_no_words_at_all(netdiff: Netdiff) -> None:

@@ -122,7 +122,8 @@ tables = st.dictionaries(
     evaluators=st.none() | st.lists(names),
     compare=st.none() | st.lists(names),
     backend_options=tables,
-    rules_options=st.dictionaries(names.filter(lambda n: n not in ("name", "names")), tables.filter(bool)),
+    rules_options=st.dictionaries(names.filter(lambda n: n not in ("name", "names", "off")), tables.filter(bool)),
+    rules_off=st.lists(names),
 )
 def test_a_written_configuration_reads_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, **fields: Any) -> None:
     if fields["data"] is not None:

@@ -4,7 +4,9 @@ The way of the data, with a toy plugin: what a run writes, what it repeats, and 
 
 from __future__ import annotations
 
+import csv
 import errno
+import gzip
 import json
 import os
 from collections import Counter
@@ -18,6 +20,7 @@ import pytest
 
 import netdiffusion_core
 from netdiffusion_core import dataset, pipeline, storage
+from netdiffusion_core.capture import read_capture
 from netdiffusion_core.config import RunConfig, load
 from netdiffusion_core.context import Context
 from netdiffusion_core.errors import ConfigError, DataError, PluginError, RunError
@@ -51,7 +54,8 @@ def test_a_run_writes_everything_and_says_what_it_did(data: Path, toy: Plugins) 
     result = netdiffusion_core.run(toy_config(data), toy)
     assert result.folder == Path("out")
     assert {p.name for p in Path("out").iterdir()} == {
-        "config.toml", "manifest.json", "encoded", "model", "generated", "synthetic", "report.json", "report.html"
+        "config.toml", "manifest.json", "encoded", "model", "generated", "synthetic", "report.json", "report.html",
+        "repairs.csv.gz",
     }  # fmt: skip
     # 30 % of 5 and 7 flows are held out; as many are made as were learned from
     assert [len(list(Path(f"out/synthetic/{c}").glob("*.pcap"))) for c in ("dns", "web")] == [3, 5]
@@ -62,8 +66,15 @@ def test_a_run_writes_everything_and_says_what_it_did(data: Path, toy: Plugins) 
 
     assert list(result.scores) == ["toy-model", "toy-baseline"]
     assert result.violations == ()
-    assert result.repairs["toy-ip"]["bits_changed"] == 0
-    assert 0 < result.repairs["toy-ttl"]["bits_changed"] == result.repairs["toy-ttl"]["packets_changed"]
+    (repair,) = result.repairs
+    assert (repair.rule, repair.field) == ("toy.ttl", "ipv4.ttl")
+    assert (repair.after == repair.before + 1).all()
+    assert repair.bits.sum() == len(repair) > 0
+    with gzip.open("out/repairs.csv.gz", "rt") as lines:
+        first = next(csv.DictReader(lines))
+    assert first.items() >= {"rule": "toy.ttl", "field": "ipv4.ttl", "bits": "1"}.items()
+    mended = read_capture(Path("out/synthetic") / first["file"]).packet(int(first["packet"]) - 1)
+    assert mended[8] == int(first["after"])
 
     manifest = json.loads(Path("out/manifest.json").read_text())
     assert manifest["components"]["rules"] == ["toy-ip", "toy-ttl"]

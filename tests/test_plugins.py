@@ -167,6 +167,22 @@ def test_rules_that_cannot_be_resolved_name_both_sides() -> None:
         Plugins.of(rules({"a": ("missing",)})).resolve_rules(["a"])
 
 
+def test_rules_that_contradict_each_other_are_both_named() -> None:
+    class Plugin:
+        @hookimpl
+        def netdiffusion_register_rules(self):
+            return [
+                RuleSetSpec(name="loose", target="a:B", summary="", conflicts=("strict",)),
+                RuleSetSpec(name="strict", target="a:B", summary=""),
+                RuleSetSpec(name="more", target="a:B", summary="", requires=("strict",)),
+            ]
+
+    plugins = Plugins.of(Plugin())
+    assert plugins.resolve_rules(["loose"]) == (("loose",), ())
+    with pytest.raises(ConfigError, match="'loose' and 'strict' contradict each other"):
+        plugins.resolve_rules(["more", "loose"])
+
+
 def test_an_observer_that_fails_is_a_warning_and_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
     class Observer:
         def __init__(self, fails: bool) -> None:

@@ -72,7 +72,7 @@ def report(folder: Path, **changes: Any) -> tuple[dict[str, Any], str]:
         "real": encoded(["dns"] * 3 + ["ssh"] * 3),
         "synthetic": encoded(["dns"] * 5 + ["ssh"] * 2, seed=1),
         "violations": [Violation(rule="tcp.checksum", flow=0, packet=1, field="tcp.cksum", message="wrong")] * 2,
-        "repairs": {"tcp": {"bits_changed": 5, "bits_total": 1000}},
+        "repairs": [{"rule": "tcp.window", "packets": 3, "bits": 5}],
         "manifest": {"seed": 7, "versions": {"python": "3.11"}, "stages": [{"name": "fit", "seconds": 1.5}]},
         "classes": [{"label": "dns", "train_flows": 4321}],
     }
@@ -177,7 +177,7 @@ def test_markup_from_outside_is_shown_as_text(tmp_path: Path) -> None:
         real=encoded(labels),
         synthetic=encoded(labels),
         violations=[Violation(rule=HOSTILE, flow=0, packet=0, field="x", message=HOSTILE)],
-        repairs={HOSTILE: {HOSTILE: 1}},
+        repairs=[{HOSTILE: HOSTILE}],
         manifest={HOSTILE: {HOSTILE: HOSTILE}, "rows": [{HOSTILE: HOSTILE}]},
         classes=[{"label": HOSTILE, HOSTILE: HOSTILE}],
     )
@@ -323,7 +323,7 @@ def test_a_full_disk_leaves_what_stood_there(tmp_path: Path, monkeypatch: pytest
         patch.setattr(Path, "write_text", full)
         for folder in (new, old):
             with pytest.raises(RunError, match="No space left on device; free some space"):
-                write_report(folder, rows=SCORES, real=real, synthetic=real, violations=[], repairs={}, manifest={})
+                write_report(folder, rows=SCORES, real=real, synthetic=real, violations=[], repairs=[], manifest={})
     assert list(new.iterdir()) == []
     assert [(p.name, p.read_text()) for p in old.iterdir()] == [("report.html", "last week's")]
 
@@ -334,6 +334,6 @@ def test_the_same_run_gives_the_same_report(tmp_path: Path) -> None:
 
 def test_scores_and_flows_may_be_missing_altogether(tmp_path: Path) -> None:
     none = encoded(["dns"]).select(np.array([], np.int64))
-    document, html = report(tmp_path, rows={}, real=none, synthetic=none, repairs={}, violations=[], classes=())
+    document, html = report(tmp_path, rows={}, real=none, synthetic=none, repairs=[], violations=[], classes=())
     assert document["verdict"] == []
     assert "Nothing was evaluated." in html

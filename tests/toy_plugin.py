@@ -17,13 +17,14 @@ from netdiffusion_core import hookimpl
 from netdiffusion_core.capture import dissect
 from netdiffusion_core.context import Context
 from netdiffusion_core.errors import NotFittedError
-from netdiffusion_core.interfaces import Backend, Encoder, Evaluator, RealTraffic, RuleSet
+from netdiffusion_core.interfaces import Backend, Encoder, Evaluator, RealTraffic, Record, RuleSet, forget
 from netdiffusion_core.model import (
     LINK_RAW,
     UDP,
     Encoded,
     FlowTable,
     Layout,
+    Rule,
     SampleRequest,
     Score,
     Traffic,
@@ -157,9 +158,16 @@ class ToyIp(RuleSet):
 
 
 class ToyTtl(RuleSet):
-    def repair(self, traffic: Traffic, rng: np.random.Generator) -> Traffic:
+    rules = (Rule("toy.ttl", "ipv4.ttl", "error", "the TTL is odd", "this test"),)
+
+    def repair(self, traffic: Traffic, rng: np.random.Generator, record: Record = forget) -> Traffic:
+        if "toy.ttl" in self.off:
+            return traffic
         data = traffic.data.copy()
-        data[dissect(traffic).ip_offsets + 8] |= 1
+        at = dissect(traffic).ip_offsets + 8
+        even = np.flatnonzero(data[at] % 2 == 0)
+        record("toy.ttl", "ipv4.ttl", even, data[at[even]], data[at[even]] | 1)
+        data[at] |= 1
         return attrs.evolve(traffic, data=data)
 
     def check(self, traffic: Traffic) -> Iterable[Violation]:

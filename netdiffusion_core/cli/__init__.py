@@ -20,7 +20,7 @@ import typer
 from .. import __version__
 from ..errors import NetDiffusionError
 from ..plugins import Plugins
-from . import check, config, decode, encode, evaluate, fit, generate, plugins, render, repair, run
+from . import check, config, decode, encode, evaluate, fit, generate, plugins, render, repair, rules, run
 from .common import command
 
 
@@ -63,6 +63,7 @@ def build_app() -> typer.Typer:
     command(app)(render.render)
     for name, module, text in (
         ("plugins", plugins, "See what is installed."),
+        ("rules", rules, "See what the rule sets know."),
         ("config", config, "See what a run would be asked to do."),
     ):
         group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)

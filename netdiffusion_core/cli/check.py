@@ -4,18 +4,21 @@ netdiff check
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .common import Json, RuleNames, Session, print_json
+from .common import Json, RuleNames, RulesOff, Session, print_json, print_rows
 
 
 def check(
     session: Session,
     captures: Annotated[Path, typer.Argument(help="A capture, or a folder of captures.", show_default=False)],
     rules: RuleNames = None,
+    rules_off: RulesOff = None,
+    each: Annotated[bool, typer.Option("--each", help="A line for each place, not a table of rules.")] = False,
     json: Json = False,
 ) -> int:
     """
@@ -23,7 +26,7 @@ def check(
 
     Example: netdiff check first-run/synthetic --rules tcp,udp --json
     """
-    config, given = session.settings(rules=rules)
+    config, given = session.settings(rules=rules, **{"rules.off": rules_off})
     import attrs
 
     from .. import pipeline
@@ -41,11 +44,37 @@ def check(
     errors = sum(v["severity"] == "error" for v in found)
     if json:
         print_json({"files": len(files), "rules": [n for n, _ in chosen], "errors": errors, "violations": found})
-    else:
+        return 1 if errors else 0
+    if each:
         for v in found:
-            place = f"flow {v['flow']}" if v["packet"] is None else f"packet {v['packet'] + 1}"
-            print(f"{v['file']}: {place}: {v['severity']}: {v['rule']}: {v['message']}")
-        counts = ((errors, "error"), (len(found) - errors, "warning"), (len(files), "file"))
-        said = [f"{count} {noun}" if count == 1 else f"{count} {noun}s" for count, noun in counts]
-        session.terminal.say(f"{said[0]} and {said[1]} in {said[2]}")
+            print(f"{v['file']}: {_place(v)}: {v['severity']}: {v['rule']}: {v['message']}")
+    elif found:
+        print_rows(_by_rule(found))
+    counts = ((errors, "error"), (len(found) - errors, "warning"), (len(files), "file"))
+    said = [f"{count} {noun}" if count == 1 else f"{count} {noun}s" for count, noun in counts]
+    session.terminal.say(f"{said[0]} and {said[1]} in {said[2]}")
     return 1 if errors else 0
+
+
+def _place(violation: dict[str, Any]) -> str:
+    packet = violation["packet"]
+    return f"flow {violation['flow']}" if packet is None else f"packet {packet + 1}"
+
+
+def _by_rule(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Sum up violations by rule, errors first.
+    """
+    first = {v["rule"]: v for v in reversed(found)}
+    counts = Counter(v["rule"] for v in found)
+    rows = [
+        {
+            "rule": rule,
+            "severity": example["severity"],
+            "places": counts[rule],
+            "for example": f"{example['file']}: {_place(example)}",
+            "what": example["message"],
+        }
+        for rule, example in first.items()
+    ]
+    return sorted(rows, key=lambda row: (row["severity"], -row["places"]))

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,6 +63,14 @@ RuleNames = Annotated[
     str | None,
     typer.Option("--rules", help="Rule sets by comma; what they require is added.", autocompletion=_complete("rules")),
 ]
+RulesOff = Annotated[str | None, typer.Option("--rules-off", help="Ids of single rules to leave out, by comma.")]
+Payload = Annotated[
+    str | None, typer.Option("--payload", help="Bytes behind generated headers: zeros, random, none (cut there).")
+]
+ClientNet = Annotated[
+    str | None, typer.Option("--client-net", help="Networks of initiators, such as 10.0.0.0/8,fd00::/8.")
+]
+ServerNet = Annotated[str | None, typer.Option("--server-net", help="Networks of responders.")]
 EvaluatorNames = Annotated[
     str | None, typer.Option("--evaluators", help="Evaluators by comma.", autocompletion=_complete("evaluator"))
 ]
@@ -157,6 +165,20 @@ def print_json(document: Any) -> None:
     Print JSON on stdout.
     """
     print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Print rows of the same keys as a table; numbers stand to the right.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, value in rows[0].items():
+        table.add_column(name, overflow="fold", justify="right" if isinstance(value, int | float) else "left")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    print_table(table)
 
 
 def print_table(table: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Output, Overwrite, Seed, Session
+from .common import ClientNet, Output, Overwrite, Payload, Seed, ServerNet, Session
 
 
 def decode(
@@ -17,6 +17,9 @@ def decode(
     encoded: Annotated[Path, typer.Argument(help="Folder that netdiff encode wrote.", show_default=False)],
     output: Output,
     seed: Seed = None,
+    payload: Payload = None,
+    client_net: ClientNet = None,
+    server_net: ServerNet = None,
     overwrite: Overwrite = False,
 ) -> None:
     """
@@ -24,7 +27,10 @@ def decode(
 
     Example: netdiff decode bits -o pcaps
     """
-    config = session.config(seed=seed)
+    config = session.config(
+        seed=seed,
+        **{"encoder.payload": payload, "encoder.client_net": client_net, "encoder.server_net": server_net},
+    )
     from .. import pipeline, storage
     from ..context import Context
     from ..run_folder import new_folder

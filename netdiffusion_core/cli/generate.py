@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from .common import Classes, Flows, MaxPackets, Output, Overwrite, RuleNames, Seed, Session
+from .common import (
+    Classes,
+    ClientNet,
+    Flows,
+    MaxPackets,
+    Output,
+    Overwrite,
+    Payload,
+    RuleNames,
+    RulesOff,
+    Seed,
+    ServerNet,
+    Session,
+)
 
 
 def generate(
@@ -19,8 +32,12 @@ def generate(
     classes: Classes = None,
     flows: Flows = None,
     rules: RuleNames = None,
+    rules_off: RulesOff = None,
     max_packets: MaxPackets = None,
     seed: Seed = None,
+    payload: Payload = None,
+    client_net: ClientNet = None,
+    server_net: ServerNet = None,
     overwrite: Overwrite = False,
 ) -> None:
     """
@@ -28,13 +45,27 @@ def generate(
 
     Example: netdiff generate first-run/model -o more --classes dns,web --flows 500 --seed 7
     """
-    config, given = session.settings(classes=classes, flows=flows, rules=rules, max_packets=max_packets, seed=seed)
+    config, given = session.settings(
+        classes=classes,
+        flows=flows,
+        rules=rules,
+        max_packets=max_packets,
+        seed=seed,
+        **{
+            "rules.off": rules_off,
+            "encoder.payload": payload,
+            "encoder.client_net": client_net,
+            "encoder.server_net": server_net,
+        },
+    )
     from .. import pipeline
     from ..context import Context
     from ..run_folder import new_folder
 
     with new_folder(output, overwrite, inputs=[model]) as folder:
-        backend, encoder, index = pipeline.load_model(model, session.plugins, config.backend_options)
+        backend, encoder, index = pipeline.load_model(
+            model, session.plugins, config.backend_options, config.encoder_options
+        )
         chosen, config = pipeline.prepare_rules(config, session.plugins)
         context = Context(seed=config.seed, progress=session.terminal.progress, encoder=encoder, rules=chosen)
         learned = {

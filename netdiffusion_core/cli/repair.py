@@ -5,11 +5,14 @@ netdiff repair
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Output, Overwrite, RuleNames, Seed, Session
+from .common import Output, Overwrite, RuleNames, RulesOff, Seed, Session, print_rows
+
+if TYPE_CHECKING:
+    from ..model import Repair
 
 
 def repair(
@@ -17,6 +20,7 @@ def repair(
     captures: Annotated[Path, typer.Argument(help="A capture, or a folder of captures.", show_default=False)],
     output: Output,
     rules: RuleNames = None,
+    rules_off: RulesOff = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -25,23 +29,32 @@ def repair(
 
     Example: netdiff repair broken/ -o mended --rules tcp,udp
     """
-    config = session.config(rules=rules, seed=seed)
-    from .. import pipeline
+    config = session.config(rules=rules, seed=seed, **{"rules.off": rules_off})
+    import attrs
+
+    from .. import pipeline, repairs
     from ..capture import write_capture
     from ..context import Context
     from ..run_folder import new_folder
 
-    changed = {}
+    changed: list[Repair] = []
+    mended_files = packets = flows = 0
     with new_folder(output, overwrite, inputs=[captures]) as folder:
         chosen, config = pipeline.prepare_rules(config, session.plugins)
         context = Context(seed=config.seed, rules=chosen)
         files = pipeline.capture_files(captures)
         with session.terminal.progress("repair", len(files)) as advance:
             for name, path in files.items():
-                mended, changes = pipeline.repair(pipeline.read(path, session.plugins), chosen, context)
-                changed[name] = sum(c["packets_changed"] for c in changes.values())
+                broken = pipeline.read(path, session.plugins)
+                mended, changes = pipeline.repair(broken, chosen, context)
+                changed += [attrs.evolve(r, flows=r.flows + flows) for r in changes]
+                mended_files += bool(changes)
+                packets += len(broken)
+                flows += len(broken.flows) + 1
                 target = (folder / name).with_suffix(".pcap")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_capture(target, mended)
                 advance(note=name)
-    session.terminal.say(f"mended {sum(n > 0 for n in changed.values())} of {len(changed)} files")
+    if rows := repairs.summary(changed, pipeline.all_rules(chosen), packets):
+        print_rows(rows)
+    session.terminal.say(f"mended {mended_files} of {len(files)} files")

@@ -12,6 +12,7 @@ import typer
 from .common import (
     BackendName,
     Classes,
+    ClientNet,
     Data,
     EncoderName,
     EvaluatorNames,
@@ -20,8 +21,11 @@ from .common import (
     Labels,
     MaxPackets,
     Overwrite,
+    Payload,
     RuleNames,
+    RulesOff,
     Seed,
+    ServerNet,
     Session,
     print_table,
 )
@@ -38,6 +42,7 @@ def run(
     encoder: EncoderName = None,
     backend: BackendName = None,
     rules: RuleNames = None,
+    rules_off: RulesOff = None,
     evaluators: EvaluatorNames = None,
     compare: Annotated[
         str | None, typer.Option("--compare", help='Backends for comparison rows; "" for none, baselines by default.')
@@ -45,6 +50,9 @@ def run(
     flows: Flows = None,
     max_packets: MaxPackets = None,
     seed: Seed = None,
+    payload: Payload = None,
+    client_net: ClientNet = None,
+    server_net: ServerNet = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -66,6 +74,12 @@ def run(
         flows=flows,
         max_packets=max_packets,
         seed=seed,
+        **{
+            "rules.off": rules_off,
+            "encoder.payload": payload,
+            "encoder.client_net": client_net,
+            "encoder.server_net": server_net,
+        },
     )
     from .. import pipeline
     from ..report import score_table

@@ -27,7 +27,7 @@ def write_report(
     real: Encoded,
     synthetic: Encoded,
     violations: Sequence[Violation],
-    repairs: Mapping[str, Mapping[str, int]],
+    repairs: Sequence[Mapping[str, Any]],
     manifest: Mapping[str, Any],
     classes: Sequence[Mapping[str, Any]] = (),
 ) -> None:
@@ -38,7 +38,7 @@ def write_report(
     real        the held-out real flows that pictures and distributions show
     synthetic   the generated flows, in the same layout
     violations  what the rule sets still find in the synthetic traffic
-    repairs     for each rule set what it changed: ``bits_changed``, ``bits_total``, ``packets_changed`` …
+    repairs     one row a rule that changed something, see `repairs.summary`
     manifest    configuration, versions, digests, timings: shown as it is
     classes     one row a class of the data table: ``label``, numbers of flows and packets
 

@@ -28,7 +28,7 @@ def report_html(
     real: Encoded,
     synthetic: Encoded,
     violations: Sequence[Violation],
-    repairs: Mapping[str, Mapping[str, int]],
+    repairs: Sequence[Mapping[str, Any]],
     manifest: Mapping[str, Any],
     classes: Sequence[Mapping[str, Any]],
 ) -> str:
@@ -66,7 +66,7 @@ def report_html(
         classes=[
             class_view(label, sides, plots) | {"rankings": rankings(rows.get(ours, ()), label)} for label in labels
         ],
-        repairs=[repair_line(rule, counts) for rule, counts in repairs.items()],
+        repairs=repairs,
         violations=violation_summary(violations),
         data=classes,
         manifest={key: section(value) for key, value in manifest.items()},
@@ -119,16 +119,6 @@ def section(value: Any) -> dict[str, Any]:
     One part of the manifest: rows where it is a table, else names and values.
     """
     return {"table": value} if is_table(value) else {"pairs": list(flatten(value))}
-
-
-def repair_line(rule: str, counts: Mapping[str, int]) -> dict[str, Any]:
-    """
-    One line of the table of repairs.
-    """
-    line: dict[str, Any] = {"rules": rule, **counts}
-    if counts.get("bits_total") and "bits_changed" in counts:
-        line["of all bits"] = f"{counts['bits_changed'] / counts['bits_total']:.2%}"
-    return line
 
 
 def figure_table(rows: Mapping[str, Sequence[Score]]) -> dict[str, list[dict[str, Any]]]:

@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
 def report_json(
     rows: Mapping[str, Sequence[Score]],
     violations: Sequence[Violation],
-    repairs: Mapping[str, Mapping[str, int]],
+    repairs: Sequence[Mapping[str, Any]],
     manifest: Mapping[str, Any],
     classes: Sequence[Mapping[str, Any]],
 ) -> str:

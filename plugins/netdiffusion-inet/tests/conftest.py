@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from netdiffusion_core.interfaces import RuleSet
 from netdiffusion_core.model import MISSING, Encoded, Traffic, Violation
-from netdiffusion_inet.icmp import IcmpRules
+from netdiffusion_inet.icmp import IcmpRules, Icmpv6Rules
 from netdiffusion_inet.interpacket import InterpacketRules
 from netdiffusion_inet.ipv4 import Ipv4Rules
 from netdiffusion_inet.ipv6 import Ipv6Rules
@@ -23,9 +24,10 @@ from netdiffusion_inet.udp import UdpRules
 @pytest.fixture(scope="session")
 def rules() -> SimpleNamespace:
     """
-    All rule sets in order: ``constrain(encoded)``, ``repair(traffic)``, ``check(traffic)``.
+    All rule sets in order: ``constrain(encoded)``, ``repair(traffic)``, ``check(traffic)``; and new ones,
+    ``without(rule)``.
     """
-    sets = [Ipv4Rules(), Ipv6Rules(), InterpacketRules(), TcpRules(), UdpRules(), IcmpRules()]
+    sets = [Ipv4Rules(), Ipv6Rules(), InterpacketRules(), TcpRules(), UdpRules(), IcmpRules(), Icmpv6Rules()]
 
     def constrain(encoded: Encoded) -> Encoded:
         for each in sets:
@@ -40,7 +42,13 @@ def rules() -> SimpleNamespace:
     def check(traffic: Traffic) -> list[Violation]:
         return [violation for each in sets for violation in each.check(traffic)]
 
-    return SimpleNamespace(sets=sets, constrain=constrain, repair=repair, check=check)
+    def without(rule: str) -> list[RuleSet]:
+        others = [type(each)() for each in sets]
+        for each in others:
+            each.off = frozenset({rule})
+        return others
+
+    return SimpleNamespace(sets=sets, without=without, constrain=constrain, repair=repair, check=check)
 
 
 @pytest.fixture(scope="session")

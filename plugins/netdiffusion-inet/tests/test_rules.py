@@ -5,6 +5,7 @@ The rules, by what the RFCs say: an independent TCP receiver, scapy's checksums,
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +14,30 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scapy.all import ICMP, IP, TCP, UDP, Ether, ICMPv6EchoReply, ICMPv6EchoRequest, IPv6, Raw
+from scapy.all import (
+    ICMP,
+    IP,
+    TCP,
+    UDP,
+    Ether,
+    ICMPv6EchoReply,
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    ICMPv6TimeExceeded,
+    IPOption,
+    IPv6,
+    Raw,
+)
 
 from netdiffusion_core.capture import assemble, dissect
+from netdiffusion_core.capture.dissect import Dissection
 from netdiffusion_core.model import Encoded, FlowTable, Traffic
+from netdiffusion_inet.headers import FIELDS, headers_of
 from netdiffusion_inet.icmp import IcmpRules
 from netdiffusion_inet.ipv4 import Ipv4Rules
 from netdiffusion_inet.plugin import netdiffusion_register_rules
 from netdiffusion_inet.rules import RULES
+from netdiffusion_inet.tcp import TcpRules
 
 CLIENT, SERVER = "10.0.0.1", "198.18.0.1"
 LINK = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")  # named, or scapy asks the network for them
@@ -85,6 +102,16 @@ def conversation() -> list[Any]:
     ]
 
 
+def offloaded(whole: bytes, rest: bytes) -> list[Any]:
+    """
+    Two writes of a client that names no segment size, so 1460 bytes: the last segments as one, pushed.
+    """
+    return [
+        segment(True, whole, flags="A", seq=1, ack=1),
+        segment(True, rest, flags="PA", seq=1 + len(whole), ack=1),
+    ]
+
+
 def echo(sequence: int, reply: bool, identifier: int = 77) -> Any:
     ip = IP(src=SERVER, dst=CLIENT) if reply else IP(src=CLIENT, dst=SERVER)
     return LINK / ip / ICMP(type=0 if reply else 8, id=identifier, seq=sequence) / Raw(b"abcdefg")
@@ -100,10 +127,13 @@ def ids(rules: SimpleNamespace, traffic: Traffic) -> set[str]:
 def test_each_transport_requires_ip_and_its_place_in_a_flow() -> None:
     requires = {spec.name: set(spec.requires) for spec in netdiffusion_register_rules()}
     assert requires["ipv4"] == requires["ipv6"] == set()
-    assert all(requires[name] == {"ipv4", "ipv6", "interpacket"} for name in ("tcp", "udp", "icmp"))
+    assert all(requires[name] == {"ipv4", "ipv6", "interpacket"} for name in ("tcp", "udp", "icmp", "icmpv6"))
 
 
 def test_every_rule_is_listed_with_its_source(rules: SimpleNamespace) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for rule in RULES.values():
+        assert f"| `{rule.id}` | {rule.severity} | {rule.summary} | {rule.source} |" in readme
     listed = [rule.id for each in rules.sets for rule in each.rules]
     assert sorted(listed) == sorted(RULES)
     assert all(rule.source and rule.summary for rule in RULES.values())
@@ -126,13 +156,26 @@ def test_every_rule_is_listed_with_its_source(rules: SimpleNamespace) -> None:
         ],
         [LINK / IP(src=CLIENT, dst=SERVER) / UDP(sport=5000, dport=53, chksum=0) / Raw(b"no checksum")],
         [LINK / IP(src=SERVER, dst=CLIENT) / ICMP(type=3, code=3) / IP(src=CLIENT, dst=SERVER) / UDP(dport=9)],
+        [LINK / IPv6(src="2001:db8::7", dst="fd00::1") / ICMPv6TimeExceeded() / IPv6(src="fd00::1", dst="2001:db8::1")],
+        offloaded(b"a" * 2920, b"b" * 1700),
     ],
-    ids=["connection", "part of one", "refused", "ping", "IPv6", "UDP without checksum", "port unreachable"],
+    ids=[
+        "connection",
+        "part of one",
+        "refused",
+        "ping",
+        "IPv6",
+        "UDP without checksum",
+        "port unreachable",
+        "time exceeded",
+        "segmentation offload",
+    ],
 )
 def test_valid_traffic_passes_unchanged(rules: SimpleNamespace, packets: list[Any]) -> None:
     traffic = traffic_of(packets)
     assert rules.check(traffic) == []
-    assert rules.repair(traffic) == traffic
+    for each in rules.sets:
+        assert each.repair(traffic, np.random.default_rng(1), record=pytest.fail) is traffic
 
     encoder = pytest.importorskip("netdiffusion_nprint.encoder").NprintEncoder()
     encoded = encoder.encode(traffic)
@@ -154,10 +197,13 @@ BROKEN = {  # rule: (index of the packet in the conversation, header, field, val
     "ipv4.ttl": (0, IP, "ttl", 0),
     "ipv4.length": (3, IP, "len", 39),
     "ipv4.reserved-bit": (3, IP, "flags", 4),
+    "ipv4.options": (3, IP, "options", IPOption(option=30, length=60, value=b"\0\0")),
+    "ipv4.header": (3, IP, "version", 5),
     "interpacket.ports": (3, TCP, "dport", 81),
-    "interpacket.ttl": (3, IP, "ttl", 63),
+    "interpacket.ttl": (3, IP, "ttl", 150),
     "tcp.checksum": (3, TCP, "chksum", 1),
-    "tcp.flags": (0, TCP, "flags", "SF"),
+    "tcp.header": (3, TCP, "dataofs", 4),
+    "tcp.flags": (3, TCP, "flags", "P"),
     "tcp.syn": (5, TCP, "flags", "SA"),
     "tcp.reserved": (3, TCP, "reserved", 7),
     "tcp.sequence": (5, TCP, "seq", 12345),
@@ -166,6 +212,9 @@ BROKEN = {  # rule: (index of the packet in the conversation, header, field, val
     "tcp.after-rst": (4, TCP, "flags", "RA"),
     "tcp.urgent": (3, TCP, "urgptr", 9),
     "tcp.window": (2, TCP, "window", 0),
+    "tcp.syn-data": (0, TCP, "payload", Raw(b"x")),
+    "tcp.mss": (4, TCP, "payload", Raw(b"a" * 3000)),
+    "tcp.option-value": (0, TCP, "options", [("MSS", 100), *conversation()[0][TCP].options[1:]]),
     "tcp.option-place": (3, TCP, "options", [("MSS", 1460), *[("NOP", None)] * 8]),
     "tcp.options": (3, TCP, "options", [(99, b"x" * 6), (2, b"\x01"), ("NOP", None)]),
     "tcp.timestamps": (3, TCP, "options", [("NOP", None), ("NOP", None), ("Timestamp", (5, 900))]),
@@ -173,17 +222,194 @@ BROKEN = {  # rule: (index of the packet in the conversation, header, field, val
 }
 
 
-@pytest.mark.parametrize("rule", BROKEN)
-def test_one_broken_field_is_found_and_mended(rules: SimpleNamespace, rule: str) -> None:
-    index, header, field, value = BROKEN[rule]
-    packets = conversation()
-    setattr(packets[index][header], field, value)
-    valid, broken = traffic_of(conversation()), traffic_of(packets)
-    traffic = attrs.evolve(broken, flow_of=valid.flow_of, from_initiator=valid.from_initiator, flows=valid.flows)
+def planted(rule: str) -> Traffic:
+    """
+    Build traffic in which one rule is broken.
+    """
+    if rule in BROKEN:
+        index, header, field, value = BROKEN[rule]
+        packets = conversation()
+        if field == "payload":
+            packets[index][header].remove_payload()
+            packets[index] /= value
+        else:
+            setattr(packets[index][header], field, value)
+        valid, broken = traffic_of(conversation()), traffic_of(packets)
+        return attrs.evolve(broken, flow_of=valid.flow_of, from_initiator=valid.from_initiator, flows=valid.flows)
+    if rule == "interpacket.timestamps":
+        return traffic_of(conversation(), gap_ns=8 * 3600 * 10**9)
+    if rule == "interpacket.endpoints":
+        return same_endpoints()
+    four, six = LINK / IP(src=CLIENT, dst=SERVER), LINK / IPv6(src="fd00::1", dst="2001:db8::1", hlim=64)
+    udp, ping = UDP(sport=5000, dport=53) / Raw(b"data"), ICMPv6EchoRequest(id=1, seq=1)
+    counting = [segment(True, b"x", flags="A", seq=i, ack=9) for i in range(6)]
+    for i, packet in enumerate(counting):
+        packet[IP].id = 60000 if i == 3 else 10 + i
+    handshake = [
+        segment(True, flags="S", ack=0),
+        segment(True, flags="SA", seq=7, ack=1),
+        segment(True, flags="A", seq=1),
+    ]
+    return traffic_of(
+        {
+            "interpacket.direction": handshake,
+            "interpacket.ip-id": counting,
+            "ipv4.mtu": [four / udp / Raw(b"x" * 1600)],
+            "ipv4.fragment": [LINK / IP(src=CLIENT, dst=SERVER, flags="MF") / udp],
+            "ipv6.header": [LINK / IPv6(version=5, src="fd00::1", dst="2001:db8::1") / udp],
+            "ipv6.length": [LINK / IPv6(src="fd00::1", dst="2001:db8::1", plen=999) / udp],
+            "ipv6.mtu": [six / udp / Raw(b"x" * 1600)],
+            "ipv6.hop-limit": [LINK / IPv6(src="fd00::1", dst="2001:db8::1", hlim=0) / udp],
+            "udp.header": [LINK / IP(src=CLIENT, dst=SERVER, proto=17) / Raw(b"abcd")],
+            "udp.length": [four / UDP(sport=5000, dport=53, len=9) / Raw(b"data")],
+            "udp.checksum": [four / UDP(sport=5000, dport=53, chksum=1) / Raw(b"data")],
+            "icmp.header": [LINK / IP(src=CLIENT, dst=SERVER, proto=1) / Raw(b"abcd")],
+            "icmp.type": [four / ICMP(type=77)],
+            "icmp.echo": [echo(1, False), echo(2, True)],
+            "icmp.checksum": [four / ICMP(chksum=1)],
+            "icmpv6.header": [LINK / IPv6(src="fd00::1", dst="2001:db8::1", nh=58) / Raw(b"abcd")],
+            "icmpv6.type": [six / ICMPv6ND_NS(tgt="fd00::2")],  # a router may have sent it on: the hop limit is not 255
+            "icmpv6.echo": [six / ping, LINK / IPv6(src="2001:db8::1", dst="fd00::1") / ICMPv6EchoReply(id=1, seq=2)],
+            "icmpv6.checksum": [six / ICMPv6EchoRequest(id=1, seq=1, cksum=1)],
+        }[rule]
+    )
+
+
+PLANTED = [rule for rule in RULES if not rule.endswith(".bits")]
+
+
+@pytest.mark.parametrize("rule", PLANTED)
+def test_what_is_broken_is_found_and_mended(rules: SimpleNamespace, rule: str) -> None:
+    traffic = planted(rule)
     found = [violation for violation in rules.check(traffic) if violation.rule == rule]
     assert found
     assert all(violation.severity == RULES[rule].severity for violation in found)
-    assert rules.check(rules.repair(traffic)) == []
+    assert all(violation.repairable == RULES[rule].repairable for violation in found)
+    left = rules.check(rules.repair(traffic))
+    assert {violation.rule for violation in left} <= ({rule} if not RULES[rule].repairable else set())
+
+
+@pytest.mark.parametrize("rule", PLANTED)
+def test_a_rule_that_is_off_says_nothing_and_changes_nothing(rules: SimpleNamespace, rule: str) -> None:
+    traffic = planted(rule)
+    repaired = traffic
+    for each in rules.without(rule):
+        assert rule not in {violation.rule for violation in each.check(traffic)}
+        repaired = each.repair(repaired, np.random.default_rng(1))
+    assert rule in ids(rules, repaired)
+
+
+def test_bits_are_left_alone_where_that_is_switched_off(rules: SimpleNamespace, dream: Callable[..., Encoded]) -> None:
+    encoded = dream("ternary", 5, 4, 20)
+    for each in ("ipv4", "ipv6", "tcp", "udp", "icmp", "icmpv6"):
+        (off,) = [rule_set for rule_set in rules.without(f"{each}.bits") if rule_set.name == each]
+        assert off.constrain(encoded) is encoded
+
+
+def anomalous() -> tuple[Traffic, list[int]]:
+    """
+    Build a download with a segment that is repeated, two that are exchanged, and one that was not captured; also return
+    the sequence numbers.
+    """
+    sent = [0, 100, 200, 100, 400, 300, 500, 700, 800]
+    acked = [1, 201, 301, 301, 301, 501, 601, 601, 901]
+    packets = conversation()[:4]
+    for sequence, acknowledged in zip(sent, acked, strict=True):
+        packets.append(segment(False, b"x" * 100, flags="A", seq=7001 + sequence, ack=1, window=300))
+        packets.append(segment(True, flags="A", seq=1, ack=7000 + acknowledged))
+    for packet in packets[:4]:
+        packet[TCP].options = [option for option in packet[TCP].options if option[0] in ("MSS", "WScale")]
+    return traffic_of(packets), [7001 + sequence for sequence in sent]
+
+
+def test_anomalies_that_make_sense_are_kept_if_the_user_wants_them(rules: SimpleNamespace) -> None:
+    traffic, sequence = anomalous()
+    assert ids(rules, traffic) == {"tcp.sequence"}
+    keep, mend = TcpRules(TcpRules.Options(anomalies="keep")), TcpRules()
+    assert list(keep.check(traffic)) == []
+    assert keep.repair(traffic, np.random.default_rng(0), record=pytest.fail) is traffic
+
+    mended = mend.repair(traffic, np.random.default_rng(0))
+    assert list(mend.check(mended)) == []
+    assert sequence_numbers(mended)[4::2] == [7001 + 100 * i for i in range(9)]
+
+    data = np.array(traffic.data)
+    at = dissect(traffic).transport_offsets[8] + 4
+    data[at] ^= 0x40  # a gigabyte ahead: nobody's window is that large
+    wild = attrs.evolve(traffic, data=data)
+    kept = keep.repair(wild, np.random.default_rng(0))
+    assert list(keep.check(kept)) == []
+    assert sequence_numbers(kept)[4::2] == [*sequence[:2], 7201, *sequence[3:]]
+
+
+def sequence_numbers(traffic: Traffic) -> list[int]:
+    at = dissect(traffic).transport_offsets
+    return [int.from_bytes(traffic.data[i + 4 : i + 8].tobytes(), "big") for i in at]
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    kind=st.sampled_from(["ternary", "binary", "stacks", "stacks"]),
+    seed=st.integers(0, 2**32 - 1),
+    flows=st.integers(1, 6),
+    packets=st.sampled_from([1, 3, 40]),
+)
+def test_the_record_of_a_repair_makes_the_output_of_the_input(
+    rules: SimpleNamespace, dream: Callable[..., Encoded], kind: str, seed: int, flows: int, packets: int
+) -> None:
+    encoder = pytest.importorskip("netdiffusion_nprint.encoder").NprintEncoder()
+    traffic = encoder.decode(rules.constrain(dream(kind, seed, flows, packets)), np.random.default_rng(0))
+    for each in rules.sets:
+        records: list[Any] = []
+        repaired = each.repair(traffic, np.random.default_rng(1), lambda *record: records.append(record))  # noqa: B023
+        replayed = replay(traffic, records)
+        assert {record[0] for record in records} <= set(RULES)
+        headers, expected = dissect(replayed), dissect(repaired)
+        assert np.array_equal(headers.payload_lengths, expected.payload_lengths)
+        known = headers_of(repaired)
+        assert all(np.array_equal(getattr(known, f.name), getattr(expected, f.name)) for f in attrs.fields(Dissection))
+        for i in range(len(traffic)):
+            size = headers.link_lengths[i] + headers.ip_header_lengths[i] + headers.transport_header_lengths[i]
+            assert replayed.packet(i)[:size] == repaired.packet(i)[:size]
+        traffic = repaired
+
+
+def replay(traffic: Traffic, records: list[Any]) -> Traffic:
+    """
+    Write what was recorded into the bytes of the traffic. Time stamps and the bytes of payloads are left as they are.
+    """
+    data = np.array(traffic.data)
+    for rule, field, packets, before, after, *bits in records:
+        assert (np.asarray(before) != np.asarray(after)).all(), rule
+        assert field.startswith("trace.") or len(bits) == (field == "payload")
+        if field in ("payload", "trace.iat_us", "trace.initiator"):
+            continue
+        headers = dissect(attrs.evolve(traffic, data=data))
+        for i, old, new in zip(packets.tolist(), before.tolist(), after.tolist(), strict=True):
+            ip, transport = int(headers.ip_offsets[i]), int(headers.transport_offsets[i])
+            if field == "trace.direction":
+                size = {4: 4, 6: 16}[int(headers.ip_versions[i])]
+                source = ip + {4: 12, 16: 8}[size]
+                swap(data, source, size)
+                swap(data, int(traffic.starts[i]), 6)
+                swap(data, transport, 2)  # only the handshake of TCP is turned
+                continue
+            if ".opt." in field:
+                first, size = 8 * 20 + 32 * int(field.split(".")[2]), 32
+            else:
+                first, size = FIELDS[field]
+            at = 8 * (ip if field.startswith("ip") else transport) + first
+            octets = slice(at // 8, (at + size + 7) // 8)
+            word = int.from_bytes(data[octets].tobytes(), "big")
+            shift = 8 * octets.stop - at - size
+            assert word >> shift & (1 << size) - 1 == old, (rule, field)
+            word += (new - old) << shift
+            data[octets] = np.frombuffer(word.to_bytes(octets.stop - octets.start, "big"), np.uint8)
+    return attrs.evolve(traffic, data=data)
+
+
+def swap(data: Any, at: int, size: int) -> None:
+    data[at : at + 2 * size] = np.roll(data[at : at + 2 * size], size)
 
 
 def test_data_beyond_the_segment_size_are_cut(rules: SimpleNamespace) -> None:
@@ -194,6 +420,19 @@ def test_data_beyond_the_segment_size_are_cut(rules: SimpleNamespace) -> None:
     repaired = rules.repair(traffic)
     assert dissect(repaired).payload_lengths[4] == 1460 - 12
     assert len(repaired.packet(4)) == repaired.wire_lengths[4] == 14 + 20 + 32 + 1448
+
+
+def test_long_segments_that_no_offload_explains_are_cut(rules: SimpleNamespace) -> None:
+    traffic = traffic_of(offloaded(b"a" * 2921, b"b" * 1700))  # two segments and a byte that nothing pushed
+    assert [violation.packet for violation in rules.check(traffic) if violation.rule == "tcp.mss"] == [0, 1]
+    assert dissect(rules.repair(traffic)).payload_lengths.tolist() == [1460, 1460]
+
+
+def test_an_error_about_nobodys_packet_becomes_a_question(rules: SimpleNamespace) -> None:
+    error = LINK / IP(src=SERVER, dst=CLIENT) / ICMP(type=3, code=3) / IP(src=SERVER, dst=CLIENT) / UDP(dport=9)
+    traffic = traffic_of([error])
+    assert ids(rules, traffic) == {"icmp.type"}
+    assert IP(rules.repair(traffic).packet(0)[14:])[ICMP].type == 8
 
 
 def test_ports_are_those_that_most_packets_name(rules: SimpleNamespace) -> None:
@@ -212,8 +451,7 @@ def test_time_stamps_rise_and_gaps_stay(rules: SimpleNamespace) -> None:
     times = np.array(traffic.timestamps)
     times[5] = times[4]
     repaired = rules.repair(attrs.evolve(traffic, timestamps=times)).timestamps
-    assert (np.diff(repaired) >= 1000).all()
-    assert np.array_equal(np.diff(repaired)[[0, 1, 2, 3, 6, 7, 8]], np.diff(times)[[0, 1, 2, 3, 6, 7, 8]])
+    assert np.array_equal(repaired, times)
 
 
 def test_an_answer_to_nothing_becomes_a_question(rules: SimpleNamespace) -> None:
@@ -226,12 +464,18 @@ def test_an_answer_to_nothing_becomes_a_question(rules: SimpleNamespace) -> None
     ]  # fmt: skip
 
 
-def test_two_flows_at_one_time_have_different_endpoints(rules: SimpleNamespace) -> None:
+def same_endpoints() -> Traffic:
+    """
+    Build two flows that nobody could tell apart.
+    """
     one = traffic_of([segment(True, b"x", flags="A", seq=5, ack=5)])
-    both = attrs.evolve(
+    return attrs.evolve(
         one.select_packets(np.array([0, 0])), flow_of=np.array([0, 1]), flows=one.flows.select(np.array([0, 0]))
     )
-    repaired = rules.repair(both)
+
+
+def test_two_flows_at_one_time_have_different_endpoints(rules: SimpleNamespace) -> None:
+    repaired = rules.repair(same_endpoints())
     assert repaired.flows.initiator_ports[0] == 40000 != repaired.flows.initiator_ports[1]
 
 
@@ -249,7 +493,7 @@ def test_checksums_are_those_of_scapy(rules: SimpleNamespace, payload: bytes, la
     at = dissect(traffic).transport_offsets[1] + {TCP: 16, UDP: 6, ICMP: 2}[layer]
     data[at] ^= 0x55
     broken = attrs.evolve(traffic, data=data)
-    assert {"tcp.checksum", "udp.checksum", "icmp.checksum"} & ids(rules, broken)
+    assert {"tcp.checksum", "udp.checksum", "icmp.checksum", "icmpv6.checksum"} & ids(rules, broken)
     assert rules.repair(broken) == rules.repair(traffic)
 
 
@@ -339,11 +583,11 @@ def receive(traffic: Traffic) -> None:
             closed[side] = closed[side] or fin
             if "Timestamp" in options:
                 value, echoed = options["Timestamp"]
-                if stamps[side] is not None and stamps[side] > 0:
+                if stamps[side] is not None and value:  # Windows writes 0 into its SYN: no clock was read
                     assert (value - stamps[side]) % 2**32 < 2**31, "the time stamp clock goes back"
-                if handshake and ack and stamps[1 - side] is not None:
+                if handshake and ack and stamps[1 - side] is not None and (echoed or not syn):
                     assert (stamps[1 - side] - echoed) % 2**32 < 2**31, "the echo of a time stamp that was not sent"
-                stamps[side] = value
+                stamps[side] = value or stamps[side]
 
 
 def test_icmp_checksum_holds_without_the_icmp_rules():

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import numpy as np
@@ -41,18 +42,22 @@ OURS = {
 }
 """Protocols to dissect: random payload on port 53 is no DNS, and that is none of the rules' business."""
 
+ANOMALIES = tuple(
+    f"tcp.analysis.{note}"
+    for note in (
+        "retransmission", "fast_retransmission", "spurious_retransmission", "out_of_order", "lost_segment",
+        "ack_lost_segment",
+    )
+)  # fmt: skip
+"""What follows from sequence numbers that jump: the last is an acknowledgment of what lies behind a gap."""
+
 FAULTS = (
     "_ws.malformed",
     "_ws.expert.severity == Error",
     *(f"{name}.checksum.status == Bad" for name in ("ip", "tcp", "udp", "icmp", "icmpv6")),
-    *(
-        f"tcp.analysis.{note}"
-        for note in (
-            "retransmission", "fast_retransmission", "spurious_retransmission", "out_of_order", "lost_segment",
-            "ack_lost_segment", "window_full", "zero_window", "keep_alive", "reused_ports",
-        )
-    ),
-)  # fmt: skip
+    *ANOMALIES,
+    *(f"tcp.analysis.{note}" for note in ("window_full", "zero_window", "keep_alive", "reused_ports")),
+)
 
 
 @functools.cache
@@ -62,9 +67,9 @@ def only_our_protocols() -> tuple[str, ...]:
     return tuple(argument for name in sorted(names - OURS) for argument in ("--disable-protocol", name))
 
 
-def faults(traffic: Traffic, path: Path) -> list[str]:
+def faults(traffic: Traffic, path: Path, wanted: tuple[str, ...] = FAULTS) -> list[str]:
     """
-    Return tshark's complaints: ``frame, stream, notes``. Checksums are validated.
+    Return tshark's complaints: ``frame, stream, protocols, notes``. Checksums are validated.
     """
     write_capture(path, traffic, np.argsort(traffic.timestamps, kind="stable"))
     checks = [argument for name in ("ip", "tcp", "udp") for argument in ("-o", f"{name}.check_checksum:TRUE")]
@@ -78,7 +83,7 @@ def faults(traffic: Traffic, path: Path) -> list[str]:
         "-Tfields",
         *fields,
         "-Y",
-        " || ".join(FAULTS),
+        " || ".join(wanted),
     ]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -103,13 +108,13 @@ def test_tshark_finds_nothing_in_what_was_dreamt(
     assert len(faults(sane, tmp_path / "raw.pcap")) > 500
 
 
-def real(label: str, flows: int) -> Traffic:
+def real(label: str, split: str, flows: int) -> Traffic:
     """
-    Read the first flows of one class of the shared training data.
+    Read the first flows of each class (``*``) or one of the shared data.
     """
-    files = sorted((DATA / label / "train").glob("*.pcap"))[:flows]
+    files = [file for folder in sorted(DATA.glob(f"{label}/{split}")) for file in sorted(folder.glob("*.pcap"))[:flows]]
     if not files:
-        pytest.skip(f"no captures in {DATA / label / 'train'}: set NETDIFFUSION_TEST_DATA")
+        pytest.skip(f"no captures in {DATA / label / split}: set NETDIFFUSION_TEST_DATA")
     parts = [read_capture(file) for file in files]
     parts = [part for part in parts if (part.link_types == 1).all()]
     capture_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
@@ -119,7 +124,7 @@ def real(label: str, flows: int) -> Traffic:
 @pytest.mark.parametrize("label", ["ssh", "web-tls", "hue-http"])
 def test_tshark_finds_nothing_in_real_flows_with_wrong_bits(rules: SimpleNamespace, tmp_path: Path, label: str) -> None:
     codec = encoder.NprintEncoder()
-    encoded = codec.encode(real(label, 40))
+    encoded = codec.encode(real(label, "train", 40))
     rng = np.random.default_rng(7)
     flip = (
         rng.random(encoded.rows.shape)
@@ -132,20 +137,65 @@ def test_tshark_finds_nothing_in_real_flows_with_wrong_bits(rules: SimpleNamespa
     assert faults(repaired, tmp_path / "noisy.pcap") == []
 
 
-@pytest.mark.parametrize(("label", "share"), [("hue-http", 1.0), ("wemo", 1.0), ("dns", 1.0), ("ssh", 0.75)])
-def test_real_flows_that_tshark_finds_clean_pass_unchanged(
-    rules: SimpleNamespace, tmp_path: Path, label: str, share: float
+def test_tshark_notes_the_anomalies_that_are_kept_and_nothing_else(
+    rules: SimpleNamespace, dream: Callable[..., Encoded], tmp_path: Path
 ) -> None:
-    traffic = real(label, 60)
+    codec = encoder.NprintEncoder()
+    rng = np.random.default_rng(3)
+    encoded = codec.encode(real("ssh", "train", 30))
+    rows = encoded.rows.copy()
+    low = encoded.layout.span("tcp.seq").stop - 12  # sequence numbers that are wrong by less than 4096
+    at = np.flatnonzero(rng.random(len(rows)) < 0.05)
+    part = rows[at, low : low + 12]
+    rows[at, low : low + 12] = np.where(part >= 0, part ^ rng.integers(0, 2, part.shape), part)
+    parts = [attrs.evolve(encoded, rows=rows), dream("stacks", 4, 40, 30)]
+    traffic = concatenate([codec.decode(rules.constrain(part), rng) for part in parts])
+    sets = [type(each)() for each in rules.sets]
+    sets[3] = type(sets[3])(type(sets[3]).Options(anomalies="keep"))
+    for each in sets:
+        traffic = each.repair(traffic, rng)
+    assert [violation for each in sets for violation in each.check(traffic)] == []
+    assert len(faults(traffic, tmp_path / "kept.pcap", ANOMALIES)) > 20
+    assert faults(traffic, tmp_path / "kept.pcap", tuple(set(FAULTS) - set(ANOMALIES))) == []
+
+
+CHANGED_SHARES = {
+    "interpacket.direction": 0.0051,  # the capture missed a segment of the handshake, or has it in another order
+    "interpacket.ip-id": 0.0051,  # a middle box answers with a number of its own
+    "interpacket.ttl": 0.0025,
+    "tcp.after-fin": 0.0025,
+    "tcp.sequence": 0.0025,
+}
+"""
+Of the real flows of the test split that tshark finds clean, those that do not pass unchanged, by the first rule that
+changed a byte. Of all 1,401 flows of the whole split, it was 0.0164: direction 0.0021, ip-id 0.0036, ttl 0.0029,
+after-fin 0.0036, sequence and acknowledgment 0.0014 each, mss and ipv4.checksum 0.0007 each.
+"""
+
+
+def test_real_flows_that_tshark_finds_clean_pass_unchanged(rules: SimpleNamespace, tmp_path: Path) -> None:
+    traffic = real("*", "test", 24)
     complaints = faults(traffic, tmp_path / "real.pcap")
     order = np.argsort(traffic.timestamps, kind="stable")
     clean = np.ones(len(traffic.flows), bool)
     clean[traffic.flow_of[order[[int(line.split("\t")[0]) - 1 for line in complaints]]]] = False
-    repaired = rules.repair(traffic)
-    flows = np.flatnonzero(clean)
-    same = [_octets(traffic, flow) == _octets(repaired, flow) for flow in flows]
-    assert len(flows) > 10
-    assert np.mean(same) >= share
+    repaired, first = traffic, np.full(len(clean), "", "U40")
+    for each in rules.sets:
+        flow_of = repaired.flow_of
+
+        def record(rule: str, field: str, packets: Any, *_: Any) -> None:
+            if field not in ("trace.iat_us", "trace.initiator"):  # these change no byte
+                mine = np.unique(flow_of[packets])  # noqa: B023
+                first[mine] = np.where(first[mine] == "", rule, first[mine])
+
+        repaired = each.repair(repaired, np.random.default_rng(0), record)
+    for flow in range(len(first)):
+        assert (_octets(traffic, flow) == _octets(repaired, flow)) == (first[flow] == "")
+    reasons, counts = np.unique(first[clean], return_counts=True)
+    shares = dict(zip(reasons.tolist(), (counts / clean.sum()).round(4).tolist(), strict=True))
+    assert clean.sum() > 300
+    assert shares.pop("") >= 0.97, shares
+    assert all(share <= CHANGED_SHARES.get(rule, 0) for rule, share in shares.items()), shares
 
 
 def _octets(traffic: Traffic, flow: int) -> bytes:

@@ -445,6 +445,24 @@ def test_addresses_belong_to_nobody_and_no_two_flows_share_them() -> None:
     assert {first[0] & 3, first[6] & 3} == {2}  # locally administered, unicast
 
 
+def test_hosts_come_from_the_networks_that_were_asked_for() -> None:
+    rows = blank(40, "ipv4", "udp")
+    rows[20:, TRACE.span("ipv4")] = MISSING
+    rows[20:, TRACE.span("ipv6")] = 0
+    nets = {"client_net": "192.168.7.0/29", "server_net": "2001:db8:1::/48"}
+    flows = decode(encoded_of(rows, list(range(41))), **nets).flows
+    assert {bytes(a[:4]) for a in flows.initiator_addresses[:20]} == {bytes([192, 168, 7, k]) for k in range(1, 7)}
+    assert (flows.initiator_addresses[20:, 0] == 0xFD).all()  # no IPv6 network of clients was given
+    assert (flows.responder_addresses[:20, 0] == 198).all()
+    assert (flows.responder_addresses[20:, :6] == (0x20, 0x01, 0x0D, 0xB8, 0, 1)).all()
+    for wrong, says in (
+        ("10.0.0.1/8", "has host bits set"), ("10.0.0.0/8,192.168.0.0/16", "two networks of IPv4"),
+        ("10.0.0.0/31", "no room"), ("here", "write it like 10.0.0.0/8"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            Options(client_net=wrong)
+
+
 @pytest.mark.parametrize("layout", [TRACE, PAPER])
 def test_any_bits_decode_to_packets_that_hold_them(layout: Layout) -> None:
     rng = np.random.default_rng(5)

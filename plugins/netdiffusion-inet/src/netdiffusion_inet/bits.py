@@ -4,7 +4,7 @@ What the rules need to mend encoded flows, before there are packets: header pres
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -13,67 +13,107 @@ from numpy.typing import NDArray
 
 from netdiffusion_core.model import ICMP, ICMPV6, MISSING, TCP, UDP, Encoded
 
+from .known import Known
 from .segments import Flows, vote
 
 Array = NDArray[Any]
 
 _TRANSPORTS = ("tcp", "udp", "icmp")
-_CHUNK = 65_536
+
+
+@attrs.frozen(eq=False)
+class Stack:
+    """
+    Which headers the packets of each flow have, as the rules see to it. That stays as it is while the rules put the
+    bits right, so it is worked out once.
+
+    spans        columns of every header and field
+    flow         int64[packets]
+    live         bool[packets]   rows that are packets. Where a flow has a row without any header, it ends there: what
+                                 follows is padding and stays as it is.
+    ip_versions  int64[packets]  the one IP version of the packet's flow, the one that more of its bits are of; 4 when
+                                 in doubt
+    protocols    int64[packets]  the one transport protocol of the packet's flow: of the header that more of its bits
+                                 are of. Without any, the protocol that its IP headers name: if they agree on one that
+                                 is none of ours, the flow has no transport header (-1), and if they do not agree it is
+                                 UDP, which demands least.
+    """
+
+    spans: Mapping[str, slice]
+    flow: Array
+    live: Array
+    ip_versions: Array
+    protocols: Array
+
+    @classmethod
+    def of(cls, encoded: Encoded) -> Stack:
+        """
+        Read the headers that are present.
+        """
+        spans, rows, flow, count = encoded.layout.spans(), encoded.rows, encoded.flow_of, len(encoded)
+        nothing = slice(0, 0)
+        present = [
+            np.bitwise_count(np.packbits(rows[:, spans.get(name, nothing)] != MISSING, axis=1)).sum(1)
+            for name in ("ipv4", "ipv6", *_TRANSPORTS)
+        ]
+        empty = np.cumsum(np.sum(present, axis=0) == 0)
+        live = empty == np.concatenate([[0], empty])[encoded.starts[:-1]][flow]
+        votes = np.stack([np.bincount(flow, each * live, count) for each in present])
+        ip_versions = np.where(votes[0] >= votes[1], 4, 6)[flow]
+        is4 = ip_versions == 4
+        icmp = np.where(is4, ICMP, ICMPV6)
+        most = votes[2:].argmax(0)[flow]
+        protocols = np.where(most == 0, TCP, np.where(most == 1, UDP, icmp))
+        silent = votes[2:].sum(0)[flow] == 0
+        if (silent & live).any():
+            four, six = (encoded.values(f) if f in spans else 0 for f in ("ipv4.proto", "ipv6.nh"))
+            told = np.where(is4, four, six)
+            seen = live & (told >= 0)
+            named = vote(flow[seen], told[seen], count, 8, UDP)[flow]
+            agreed = (np.bincount(flow[seen & (told != named)], minlength=count) == 0)[flow]
+            ours = (named == TCP) | (named == UDP) | (named == icmp)
+            named = np.where(ours, named, np.where(agreed & ~np.isin(named, (0, ICMP, ICMPV6)), -1, UDP))
+            protocols = np.where(silent, named, protocols)
+        return cls(spans, flow, live, ip_versions, protocols)
+
+
+_STACKS: Known[Stack] = Known()
 
 
 class Bits:
     """
-    Encoded flows while they are being changed.
-
-    live  bool[packets]: rows that are packets. Where a flow has a row without any header, it ends there: what follows
-          is padding and stays as it is.
+    Encoded flows while they are being changed, and their `stack`.
     """
 
     def __init__(self, encoded: Encoded) -> None:
         self._encoded = encoded
-        self.rows = encoded.rows.copy()
-        self.spans = encoded.layout.spans()
-        self.flow = encoded.flow_of
-        headers = [self._present(name) for name in ("ipv4", "ipv6", *_TRANSPORTS)]
-        empty = np.cumsum(np.sum(headers, axis=0) == 0)
-        before = np.concatenate([[0], empty])[encoded.starts[:-1]]
-        self.live = empty == before[self.flow]
-        self._counts = dict(zip(("ipv4", "ipv6", *_TRANSPORTS), headers, strict=True))
+        self.rows = encoded.rows  # copied before they are first written
+        self.stack = _STACKS.get(encoded) or _STACKS.put(encoded, Stack.of(encoded))
+        self.spans = self.stack.spans
+        self.flow, self.live = self.stack.flow, self.stack.live
+        self.ip_versions, self.protocols = self.stack.ip_versions, self.stack.protocols
 
     def encoded(self) -> Encoded:
         """
-        Return what was made of the flows.
+        Return what was made of the flows, the same object if nothing was changed.
         """
-        return attrs.evolve(self._encoded, rows=self.rows)
+        if self.rows is self._encoded.rows:
+            return self._encoded
+        encoded = attrs.evolve(self._encoded, rows=self.rows)
+        _STACKS.put(encoded, self.stack)
+        return encoded
 
-    @cached_property
-    def ip_versions(self) -> NDArray[np.int64]:
+    def _put(self, packets: Array, columns: slice, bits: Array | int) -> None:
         """
-        int64[packets]: the one IP version of the packet's flow, the one that more of its bits are of; 4 when in doubt.
+        Write columns of these packets (int indices), where they differ.
         """
-        votes = [self._per_flow(self._counts[name]) for name in ("ipv4", "ipv6")]
-        return np.where(votes[0] >= votes[1], 4, 6)[self.flow]
-
-    @cached_property
-    def protocols(self) -> NDArray[np.int64]:
-        """
-        int64[packets]: the one transport protocol of the packet's flow: of the header that more of its bits are of.
-        Without any, the protocol that its IP headers name: if they agree on one that is none of ours, the flow has no
-        transport header (-1), and if they do not agree it is UDP, which demands least.
-        """
-        votes = np.stack([self._per_flow(self._counts[name]) for name in _TRANSPORTS])
-        is4 = self.ip_versions == 4
-        icmp = np.where(is4, ICMP, ICMPV6)
-        most = votes.argmax(0)[self.flow]
-        chosen = np.where(most == 0, TCP, np.where(most == 1, UDP, icmp))
-        told = np.where(is4, self.values("ipv4.proto"), self.values("ipv6.nh") if "ipv6" in self.spans else 0)
-        count = len(self._encoded)
-        seen = self.live & (told >= 0)
-        named = vote(self.flow[seen], told[seen], count, 8, UDP)[self.flow]
-        agreed = (np.bincount(self.flow[seen & (told != named)], minlength=count) == 0)[self.flow]
-        ours = (named == TCP) | (named == UDP) | (named == icmp)
-        named = np.where(ours, named, np.where(agreed & ~np.isin(named, (0, ICMP, ICMPV6)), -1, UDP))
-        return np.where((votes.sum(0) > 0)[self.flow], chosen, named)
+        if not len(packets):
+            return
+        differs = (self.rows[packets, columns] != bits).any(1)
+        if differs.any():
+            if self.rows is self._encoded.rows:
+                self.rows = self.rows.copy()
+            self.rows[packets[differs], columns] = bits[differs] if isinstance(bits, np.ndarray) else bits
 
     def values(self, field: str) -> NDArray[np.int64]:
         """
@@ -102,14 +142,14 @@ class Bits:
         """
         i = np.flatnonzero(mask)
         values = np.broadcast_to(values, len(mask))[i]
-        self.rows[i, column : column + bits] = values[:, None] >> np.arange(bits)[::-1] & 1
+        self._put(i, slice(column, column + bits), values[:, None] >> np.arange(bits)[::-1] & 1)
 
     def clear(self, header: str, mask: Array) -> None:
         """
         Remove a header from the packets in the mask.
         """
         if header in self.spans:
-            self.rows[mask, self.spans[header]] = MISSING
+            self._put(np.flatnonzero(mask), self.spans[header], MISSING)
 
     def keep_one_transport(self, mask: Array) -> None:
         """
@@ -123,8 +163,11 @@ class Bits:
         Fill the gaps in a header's first `bits` columns with what the nearest packet of the same flow and direction
         has there (the one before, else the one behind), and with 0 where no packet has them all.
         """
+        if not mask.any():
+            return
         start = self.spans[header].start
-        part = self.rows[:, start : start + bits]
+        columns = slice(start, start + bits)
+        part = self.rows[:, columns]
         missing = (part == MISSING) & mask[:, None]
         if not missing.any():
             return
@@ -137,14 +180,14 @@ class Bits:
         before, behind = groups.last(whole), groups.next(whole)
         donor = np.where(before >= 0, before, behind)
         gift = np.where(donor[:, None] >= 0, part[groups.packets[donor]], 0)
-        part[groups.packets] = np.where(missing[groups.packets], gift, part[groups.packets])
+        self._put(groups.packets, columns, np.where(missing[groups.packets], gift, part[groups.packets]))
 
     def options(self, field: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """
         Return ``(options, sizes)``: uint8[packets, 40], and the bytes that are present: whole words from the front.
         """
         bits = self.rows[:, self.spans[field]]
-        whole = (bits != MISSING).reshape(len(bits), 10, 32).all(2)
+        whole = np.packbits(bits != MISSING, axis=1).view(np.uint32) == 0xFFFFFFFF
         sizes = 4 * np.logical_and.accumulate(whole, axis=1).sum(1)
         options = np.packbits(bits == 1, axis=1)
         return np.where(np.arange(40) < sizes[:, None], options, 0).astype(np.uint8), sizes
@@ -153,17 +196,10 @@ class Bits:
         """
         Write ``options[i, :sizes[i]]`` of the packets in the mask; what is behind becomes absent.
         """
-        i = np.flatnonzero(mask)
-        bits = np.unpackbits(options[i], axis=1).view(np.int8)
-        self.rows[i, self.spans[field]] = np.where(np.arange(320) < 8 * sizes[i, None], bits, MISSING)
-
-    def _present(self, header: str) -> NDArray[np.int64]:
-        count = np.zeros(len(self.rows), np.int64)
-        if header in self.spans:
-            for start in range(0, len(count), _CHUNK):
-                part = self.rows[start : start + _CHUNK, self.spans[header]]
-                count[start : start + _CHUNK] = np.count_nonzero(part != MISSING, axis=1)
-        return count
-
-    def _per_flow(self, counts: Array) -> NDArray[np.int64]:
-        return np.bincount(self.flow, counts * self.live, len(self._encoded)).astype(np.int64)
+        i, span = np.flatnonzero(mask), self.spans[field]
+        width = int(sizes[i].max(initial=0))
+        bits = np.unpackbits(options[i, :width], axis=1).view(np.int8)
+        middle = span.start + 8 * width
+        inside = np.arange(8 * width) < 8 * sizes[i, None]
+        self._put(i, slice(span.start, middle), np.where(inside, bits, MISSING))
+        self._put(i, slice(middle, span.stop), MISSING)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdiffusion_core.capture.dissect import Dissection, uint
-from netdiffusion_core.model import ICMP, TCP, UDP, Traffic
+from netdiffusion_core.model import ICMP, TCP, UDP
 
 Array = NDArray[Any]
 
@@ -21,20 +21,22 @@ def word_sums(data: Array, start: Array, end: Array) -> NDArray[np.int64]:
     """
     Return the sum of the big-endian 16-bit words of each ``data[start[i]:end[i]]``; an odd last byte is padded with 0.
 
-    The words are added up at even positions. A region that begins at an odd one has its bytes in the wrong halves,
-    which in one's complement only exchanges the halves of the sum (RFC 1071 section 2, byte order independence).
+    The words are added up at even positions and low byte first, as most machines read them. Both only exchange the
+    halves of the sum in one's complement, and a region that begins at an odd position exchanges them once more
+    (RFC 1071 section 2, byte order independence). 32 bits hold the sum of an IP packet.
     """
+    if not len(start):
+        return start
     if len(data) % 2:
         data = np.append(data, np.uint8(0))
-    words = data.view(">u2")
+    words = data.view("<u2")
     low, high = start // 2, np.minimum((end + 1) // 2, len(words) - 1)
-    sums = np.add.reduceat(words, np.column_stack([low, high]).ravel(), dtype=np.int64)[::2] if len(start) else start
-    sums = np.where(low < high, sums, 0) + np.where((end + 1) // 2 > high, int(words[-1:].sum()), 0)
+    sums = np.add.reduceat(words, np.column_stack([low, high]).ravel(), dtype=np.uint32)[::2].astype(np.int64)
+    sums = np.where(low < high, sums, 0) + np.where((end + 1) // 2 > high, int(words[-1]), 0)
     odd_start, odd_end = start % 2 == 1, end % 2 == 1
-    before, behind = data[np.where(odd_start, start - 1, 0)], data[np.where(odd_end, end, 0)]
-    sums = sums - np.where(odd_start, before.astype(np.int64) << 8, 0) - np.where(odd_end, behind, 0)
-    folded = fold(sums)
-    sums = np.where(odd_start, folded >> 8 | (folded & 0xFF) << 8, folded)
+    before, behind = data[start - odd_start], data[np.where(odd_end, end, 0)].astype(np.int64)
+    folded = fold(sums - np.where(odd_start, before, 0) - np.where(odd_end, behind << 8, 0))
+    sums = np.where(odd_start, folded, folded >> 8 | (folded & 0xFF) << 8)
     return np.where(end > start, sums, 0)
 
 
@@ -73,41 +75,21 @@ def checksum_offsets(headers: Dissection, packets: Array) -> NDArray[np.int64]:
     return headers.transport_offsets[packets] + field
 
 
-def transport_checksums(data: Array, traffic: Traffic, headers: Dissection, packets: Array) -> NDArray[np.int64]:
+def transport_checksums(data: Array, ends: Array, headers: Dissection, packets: Array) -> NDArray[np.int64]:
     """
     Return what the checksum field of the transport header of these packets must hold: TCP (RFC 9293 section 3.1), UDP
     (RFC 768), ICMP (RFC 792) and ICMPv6 (RFC 4443 section 2.3), the pseudo-header of RFC 8200 section 8.1 included.
-    Bytes that were not captured count as zeros.
+    Bytes that were not captured, from `ends` (int64[all packets]) on, count as zeros.
     """
     ip, at = headers.ip_offsets[packets], headers.transport_offsets[packets]
     protocol, is4 = headers.protocols[packets], headers.ip_versions[packets] == 4
     length = headers.ip_lengths[packets] - headers.ip_header_lengths[packets]
-    end = np.maximum(np.minimum(at + length, traffic.ends[packets]), at)
+    end = np.maximum(np.minimum(at + length, ends[packets]), at)
     sums = word_sums(data, at, end) - uint(data, checksum_offsets(headers, packets), 2)
     addresses = ip + np.where(is4, 12, 8)
     pseudo = short_sums(data, addresses, np.where(is4, 8, 32)) + protocol + length
     value = fold(sums + np.where(protocol == ICMP, 0, pseudo)) ^ 0xFFFF
     return np.where((protocol == UDP) & (value == 0), 0xFFFF, value)  # RFC 768: zero means no checksum
-
-
-def judged(traffic: Traffic, headers: Dissection) -> NDArray[np.bool_]:
-    """
-    Return bool[packets]: the transport header and all that its checksum covers were captured, so that it can be judged.
-    """
-    whole = headers.ip_offsets + headers.ip_lengths <= traffic.ends
-    return (headers.transport_offsets >= 0) & ~headers.fragments & whole
-
-
-def wrong_transport_checksums(traffic: Traffic, headers: Dissection, protocols: tuple[int, ...]) -> NDArray[np.int64]:
-    """
-    Return the packets of these protocols whose transport checksum is wrong. One that was not captured whole is not
-    judged, nor is UDP over IPv4 without a checksum.
-    """
-    packets = np.flatnonzero(judged(traffic, headers) & np.isin(headers.protocols, protocols))
-    found = uint(traffic.data, checksum_offsets(headers, packets), 2)
-    expected = transport_checksums(traffic.data, traffic, headers, packets)
-    without = (headers.protocols[packets] == UDP) & (found == 0)
-    return packets[np.where(without, headers.ip_versions[packets] == 6, differ(found, expected))]
 
 
 def differ(found: Array, expected: Array) -> Array:

@@ -4,6 +4,7 @@ Read and write header fields of many packets at once, by name, and leave packets
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import attrs
@@ -11,13 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdiffusion_core.capture.dissect import Dissection, dissect, uint
-from netdiffusion_core.model import LINK_ETHERNET, LINK_RAW, TCP, UDP, Traffic
+from netdiffusion_core.interfaces import Record, forget
+from netdiffusion_core.model import ICMP, ICMPV6, LINK_ETHERNET, LINK_RAW, TCP, UDP, Traffic
 
-from .checksum import checksum_offsets, ipv4_checksums, transport_checksums
+from .checksum import checksum_offsets, differ, ipv4_checksums, transport_checksums
+from .known import Known
+from .rules import RULES
 
 Array = NDArray[Any]
 
-_NO_PACKETS = np.zeros(0, np.int64)
+MTU = 1500  # RFC 894
+
+_PROTOCOLS = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "icmpv6": ICMPV6}
+_SHAPE = ("ipv4.tl", "ipv6.len", "ipv4.mf_foff")  # what the transport's checksum depends on
 
 # name: (first bit, bits) in its header, as in the figures of RFC 791, 8200, 9293, 768, 792
 FIELDS = {
@@ -34,13 +41,31 @@ FIELDS = {
 
 class Draft:
     """
-    A traffic while it is being changed: fields are written in place, `finish` makes a traffic of it.
+    A traffic while one rule set changes it: fields are written in place, `finish` makes a traffic of it.
+
+    Whatever is written is told to `record`, and nothing is written in the name of a rule that is `off`, except lengths
+    and checksums of packets that another rule changed.
+
+    data            uint8[bytes]   the packets' bytes, copied before they are first written
+    from_initiator  bool[packets]  replace it, never write into it
+    timestamps      int64[packets] replace it, never write into it
+    flows           FlowTable      replace it
     """
 
-    def __init__(self, traffic: Traffic) -> None:
-        self.traffic = traffic.packed()
-        self.headers = dissect(self.traffic)
-        self.data = self.traffic.data.copy()
+    def __init__(
+        self, traffic: Traffic, off: Set[str] = frozenset(), record: Record = forget, checksums: tuple[str, ...] = ()
+    ) -> None:
+        """
+        checksums  headers whose checksums are judged in packets that nothing else was changed in
+        """
+        self.traffic = traffic
+        self.headers = headers_of(traffic)
+        self.data = traffic.data
+        self.from_initiator, self.timestamps, self.flows = traffic.from_initiator, traffic.timestamps, traffic.flows
+        self.off = off
+        self.record = record
+        self._checksums = checksums
+        self._wire_lengths = traffic.wire_lengths
         self._ip_changed, self._transport_changed = np.zeros((2, len(traffic)), bool)
 
     def get(self, field: str, packets: Array) -> NDArray[np.int64]:
@@ -50,19 +75,30 @@ class Draft:
         at, size, shift, mask = self._place(field, packets)
         return uint(self.data, at, size) >> shift & mask
 
-    def put(self, field: str, packets: Array, values: Array | int) -> None:
+    def put(self, rule: str, field: str, packets: Array, values: Array | int) -> None:
         """
-        Write a field of these packets.
+        Write a field of these packets, as this rule wants it.
         """
+        if rule in self.off or not len(packets):
+            return
         at, size, shift, mask = self._place(field, packets)
-        old = uint(self.data, at, size)
-        new = old & ~(mask << shift) | (np.asarray(values, np.int64) & mask) << shift
-        for i in range(size):
-            self.data[at + i] = new >> 8 * (size - 1 - i) & 0xFF
-        self._mark(packets[old != new], not field.startswith("ip"))
+        word = uint(self.data, at, size)
+        old, new = word >> shift & mask, np.broadcast_to(values, len(packets)) & mask
+        i = np.flatnonzero(old != new)
+        if not len(i):
+            return
+        self._write(at[i], size, word[i] & ~(mask << shift) | new[i] << shift)
+        if field.startswith("ip"):
+            self._ip_changed[packets[i]] = True
+        if field in _SHAPE or not field.startswith("ip"):
+            self._transport_changed[packets[i]] = True
+        self.record(rule, field, packets[i], old[i], new[i])
 
-    def _mark(self, packets: Array, transport: bool) -> None:
-        (self._transport_changed if transport else self._ip_changed)[packets] = True
+    def _write(self, at: Array, size: int, values: Array) -> None:
+        if not self.data.flags.writeable:
+            self.data = self.data.copy()
+        for i in range(size):
+            self.data[at + i] = values >> 8 * (size - 1 - i) & 0xFF
 
     def _place(self, field: str, packets: Array) -> tuple[Array, int, int, int]:
         first, bits = FIELDS[field]
@@ -77,19 +113,25 @@ class Draft:
         zeros, and their bytes.
         """
         at, sizes = self._options(header, packets)
-        inside = np.arange(40) < sizes[:, None]
-        return np.where(inside, self.data[np.where(inside, at[:, None] + np.arange(40), 0)], 0).astype(np.uint8), sizes
+        options = np.zeros((len(packets), 40), np.uint8)
+        width = int(sizes.max(initial=0))
+        inside = np.arange(width) < sizes[:, None]
+        options[:, :width][inside] = self.data[(at[:, None] + np.arange(width))[inside]]
+        return options, sizes
 
-    def put_options(self, header: str, packets: Array, options: Array) -> None:
+    def put_options(self, rule: str, header: str, packets: Array, options: Array) -> None:
         """
-        Write options; how many bytes they have does not change.
+        Write options, word by word; how many bytes they have does not change.
         """
-        old, sizes = self.options(header, packets)
-        changed = (old != options).any(1)
-        at, sizes = self._options(header, packets[changed])
-        inside = np.arange(40) < sizes[:, None]
-        self.data[(at[:, None] + np.arange(40))[inside]] = options[changed][inside]
-        self._mark(packets[changed], header == "tcp")
+        if rule in self.off or not len(packets):
+            return
+        at, old = self._options(header, packets)[0], self.options(header, packets)[0].view(">u4")
+        new = np.ascontiguousarray(options).view(">u4")
+        for k in np.flatnonzero((old != new).any(0)).tolist():
+            i = np.flatnonzero(old[:, k] != new[:, k])
+            self._write(at[i] + 4 * k, 4, new[i, k].astype(np.int64))
+            self.record(rule, f"{header}.opt.{k}", packets[i], old[i, k], new[i, k])
+            (self._transport_changed if header == "tcp" else self._ip_changed)[packets[i]] = True
 
     def _options(self, header: str, packets: Array) -> tuple[Array, Array]:
         h = self.headers
@@ -97,12 +139,17 @@ class Draft:
             return h.ip_offsets[packets] + 20, h.ip_header_lengths[packets] - 20
         return h.transport_offsets[packets] + 20, h.transport_header_lengths[packets] - 20
 
-    def turn(self, packets: Array) -> None:
+    def turn(self, rule: str, packets: Array) -> None:
         """
         Make these packets go the other way: exchange MAC addresses (Ethernet), IP addresses, and ports (TCP, UDP). No
         checksum minds.
         """
-        h = self.headers
+        if rule in self.off or not len(packets):
+            return
+        h, forth = self.headers, self.from_initiator[packets]
+        self.record(rule, "trace.direction", packets, forth, ~forth)
+        self.from_initiator = self.from_initiator.copy()
+        self.from_initiator[packets] = ~forth
         ethernet = packets[self.traffic.link_types[packets] == LINK_ETHERNET]
         self._swap(self.traffic.starts[ethernet], 6)
         for version, at, size in ((4, 12, 4), (6, 8, 16)):
@@ -111,70 +158,122 @@ class Draft:
         self._swap(h.transport_offsets[packets[with_ports]], 2)
 
     def _swap(self, at: Array, size: int) -> None:
+        if not self.data.flags.writeable:
+            self.data = self.data.copy()
         left = at[:, None] + np.arange(size)
         self.data[left], self.data[left + size] = self.data[left + size], self.data[left]
 
-    def finish(
-        self,
-        seal: Array = _NO_PACKETS,
-        seal_ip: Array = _NO_PACKETS,
-        payload_lengths: Array | None = None,
-        **changes: Any,
-    ) -> Traffic:
+    def cut(self, rule: str, packets: Array, payload_lengths: Array) -> None:
         """
-        Return the traffic with what was written. A packet that was changed gets lengths and checksums that fit; one
-        that was not stays as it is, to the byte.
-
-        seal             int64[k]: packets whose transport checksum is to be written although nothing else was
-        seal_ip          int64[k]: the same for the IPv4 header checksum
-        payload_lengths  int64[packets]: cut payloads to so many bytes; what lies behind the IP packet goes too
-        changes          other fields of the traffic to replace
+        Shorten the payload of these packets to so many bytes, in the length fields and on the wire; what lies behind
+        the IP packet goes too. `finish` takes the bytes out.
         """
-        traffic, h, data = self.traffic, self.headers, self.data
-        transport_changed = self._transport_changed.copy()
-        transport_changed[seal] = True
-        ip_changed = self._ip_changed.copy()
-        ip_changed[seal_ip] = True
-        if payload_lengths is not None and (payload_lengths < h.payload_lengths).any():
-            shorter = np.flatnonzero(payload_lengths < h.payload_lengths)
-            ip_changed[shorter] = transport_changed[shorter] = True
-            traffic, data, h = self._cut(shorter, payload_lengths[shorter])
+        h = self.headers
+        shorter = payload_lengths < h.payload_lengths[packets]
+        i, new = packets[shorter], payload_lengths[shorter]
+        if rule in self.off or not len(i):
+            return
+        removed = h.payload_lengths[i] - new
+        self.record(rule, "payload", i, h.payload_lengths[i], new, 8 * removed)
+        self.put_lengths(rule, i, h.ip_lengths[i] - removed)
+        udp = i[h.protocols[i] == UDP]
+        self.put(rule, "udp.len", udp, 8 + self.headers.payload_lengths[udp])
+        self._wire_lengths = np.array(self._wire_lengths)
+        self._wire_lengths[i] = h.link_lengths[i] + self.headers.ip_lengths[i]
 
-        i = np.flatnonzero(transport_changed & (h.transport_offsets >= 0) & ~h.fragments)
-        at = checksum_offsets(h, i)
-        omitted = (h.protocols[i] == UDP) & (h.ip_versions[i] == 4) & (uint(data, at, 2) == 0)  # RFC 768: no checksum
-        i, at = i[~omitted], at[~omitted]
-        _write_words(data, at, transport_checksums(data, traffic, h, i))
-        i = np.flatnonzero(ip_changed & (h.ip_versions == 4))
-        _write_words(data, h.ip_offsets[i] + 10, ipv4_checksums(data, h.ip_offsets[i], h.ip_header_lengths[i]))
-        return attrs.evolve(traffic, data=data, **changes)
-
-    def _cut(self, packets: Array, payload_lengths: Array) -> tuple[Traffic, Array, Dissection]:
+    def put_lengths(self, rule: str, packets: Array, ip_lengths: Array) -> None:
         """
-        Shorten the payload of these packets: their bytes, wire lengths and length fields.
+        Write the length of IP packets, headers included: int64[n].
         """
-        traffic, h = self.traffic, self.headers
-        removed = h.payload_lengths[packets] - payload_lengths
-        ip_lengths = h.ip_lengths[packets] - removed
-        is4 = h.ip_versions[packets] == 4
-        self.put("ipv4.tl", packets[is4], ip_lengths[is4])
-        self.put("ipv6.len", packets[~is4], ip_lengths[~is4] - 40)
-        udp = h.protocols[packets] == UDP
-        self.put("udp.len", packets[udp], 8 + payload_lengths[udp])
-        wire = np.array(traffic.wire_lengths)
-        wire[packets] = h.link_lengths[packets] + ip_lengths
-        captured = np.minimum(traffic.captured_lengths, wire)
-        runs = np.column_stack([captured, traffic.captured_lengths - captured]).ravel()
-        data = self.data[np.repeat(np.arange(len(runs)) % 2 == 0, runs)]
-        traffic = attrs.evolve(
-            traffic, data=data, starts=np.cumsum(captured) - captured, captured_lengths=captured, wire_lengths=wire
-        )
-        return traffic, data, dissect(traffic)
+        if rule in self.off or not len(packets):
+            return
+        h = self.headers
+        for version, field, less in ((4, "ipv4.tl", 0), (6, "ipv6.len", 40)):
+            mine = h.ip_versions[packets] == version
+            self.put(rule, field, packets[mine], ip_lengths[mine] - less)
+        lengths, payload_lengths = h.ip_lengths.copy(), h.payload_lengths.copy()
+        lengths[packets] = ip_lengths
+        rest = ip_lengths - h.ip_header_lengths[packets] - h.transport_header_lengths[packets]
+        payload_lengths[packets] = np.where(h.transport_offsets[packets] >= 0, np.maximum(rest, 0), 0)
+        self.headers = attrs.evolve(h, ip_lengths=lengths, payload_lengths=payload_lengths)
+
+    def reread(self) -> None:
+        """
+        Find the headers again, after fragments were written.
+        """
+        self.headers = dissect(attrs.evolve(self.traffic, data=self.data))
+
+    def judgeable(self) -> NDArray[np.bool_]:
+        """
+        Return bool[packets]: all that the checksums of the packet cover was captured.
+        """
+        return self.headers.ip_offsets + self.headers.ip_lengths <= self.traffic.ends
+
+    def wrong_checksums(self, name: str, chosen: Array) -> tuple[Array, Array, Array]:
+        """
+        Return ``(packets, at, checksums)``: where the checksum of the headers ``ipv4``, ``tcp``, ``udp``, ``icmp`` or
+        ``icmpv6`` does not fit, where it stands and what it must be. Bytes that were not captured count as zeros.
+
+        chosen  bool[packets]: whom to ask
+        """
+        h, ends, data = self.headers, self.traffic.ends, self.data
+        if name == "ipv4":
+            i = np.flatnonzero(chosen & (h.ip_versions == 4))
+            at, expected = h.ip_offsets[i] + 10, ipv4_checksums(data, h.ip_offsets[i], h.ip_header_lengths[i])
+            wrong = differ(uint(data, at, 2), expected)
+            return i[wrong], at[wrong], expected[wrong]
+        protocol = _PROTOCOLS[name]
+        i = np.flatnonzero(chosen & (h.protocols == protocol) & (h.transport_offsets >= 0) & ~h.fragments)
+        if not len(i):
+            return i, i, i
+        at, expected = checksum_offsets(h, i), transport_checksums(data, ends, h, i)
+        found = uint(data, at, 2)
+        without = (found == 0) & (protocol == UDP)  # RFC 768; not over IPv6: RFC 8200 section 8.1
+        wrong = np.where(without, h.ip_versions[i] == 6, differ(found, expected))
+        return i[wrong], at[wrong], expected[wrong]
+
+    def finish(self) -> Traffic:
+        """
+        Return the traffic with what was written, the same object if nothing was. A packet that was changed gets
+        checksums that fit; one that was not stays as it is, to the byte.
+        """
+        for name in ("ipv4", *_PROTOCOLS):
+            chosen = self._ip_changed if name == "ipv4" else self._transport_changed
+            rule = RULES[f"{name}.checksum"]
+            if name in self._checksums and rule.id not in self.off:
+                chosen = chosen | (True if name == "ipv4" else self.judgeable())
+            if not chosen.any():
+                continue
+            i, at, expected = self.wrong_checksums(name, chosen)
+            if len(i):
+                self.record(rule.id, rule.field, i, uint(self.data, at, 2), expected)
+                self._write(at, 2, expected)
+        given = self.traffic
+        changes = {
+            name: value
+            for name in ("data", "from_initiator", "timestamps", "flows")
+            if (value := getattr(self, name)) is not getattr(given, name)
+        }
+        if not changes:
+            return given
+        captured = np.minimum(given.captured_lengths, self._wire_lengths)
+        traffic = attrs.evolve(given, captured_lengths=captured, wire_lengths=self._wire_lengths, **changes).packed()
+        headers, moved = self.headers, traffic.starts - given.starts
+        if moved.any():
+            at = {name: getattr(headers, name) for name in ("ip_offsets", "transport_offsets")}
+            headers = attrs.evolve(headers, **{k: np.where(v >= 0, v + moved, -1) for k, v in at.items()})
+        HEADERS.put(traffic, headers)
+        return traffic
 
 
-def _write_words(data: Array, at: Array, values: Array) -> None:
-    data[at] = values >> 8
-    data[at + 1] = values & 0xFF
+def headers_of(traffic: Traffic) -> Dissection:
+    """
+    Return `dissect` of this traffic, which is done once.
+    """
+    return HEADERS.get(traffic) or HEADERS.put(traffic, dissect(traffic))
+
+
+HEADERS: Known[Dissection] = Known()
 
 
 def malformed(traffic: Traffic, headers: Dissection, version: int) -> NDArray[np.int64]:
@@ -192,11 +291,20 @@ def malformed(traffic: Traffic, headers: Dissection, version: int) -> NDArray[np
     return np.concatenate([ethernet, raw])
 
 
-def malformed_transport(traffic: Traffic, headers: Dissection, protocols: tuple[int, ...]) -> NDArray[np.int64]:
+def malformed_transport(traffic: Traffic, headers: Dissection, protocol: int) -> NDArray[np.int64]:
     """
-    Return the packets that name one of these protocols and have no whole header of it, although the whole IP packet
-    was captured.
+    Return the packets that name this protocol and have no whole header of it, although the whole IP packet was
+    captured.
     """
-    named = np.isin(headers.protocols, protocols) & (headers.fragment_offsets == 0)
+    named = (headers.protocols == protocol) & (headers.fragment_offsets == 0)
     whole = headers.ip_offsets + headers.ip_lengths <= traffic.ends
     return np.flatnonzero(named & whole & (headers.transport_offsets < 0))
+
+
+def oversized(headers: Dissection, version: int) -> tuple[Array, Array]:
+    """
+    Return ``(packets, payload lengths)``: UDP and ICMP of this IP version beyond an Ethernet frame, and what fits.
+    """
+    long = (headers.ip_versions == version) & (headers.ip_lengths > MTU) & (headers.payload_lengths > 0)
+    i = np.flatnonzero(long & (headers.protocols != TCP))
+    return i, np.maximum(headers.payload_lengths[i] - (headers.ip_lengths[i] - MTU), 0)

@@ -1,5 +1,5 @@
 """
-The rule set ``icmp``: ICMP (RFC 792) and ICMPv6 (RFC 4443).
+The rule sets ``icmp`` (RFC 792) and ``icmpv6`` (RFC 4443).
 
 A flow in which every message is assigned, whole and (an echo reply) asked for stays as it is. Any other becomes an
 exchange of echoes: the initiator asks, the responder answers the latest question that is still open, and where there is
@@ -9,25 +9,27 @@ none asks itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from netdiffusion_core.interfaces import RuleSet
-from netdiffusion_core.model import ICMP, ICMPV6, Encoded, Traffic, Violation
+from netdiffusion_core.model import ICMP, ICMPV6
 
 from .bits import Bits
-from .checksum import wrong_transport_checksums
 from .headers import Draft, malformed_transport
-from .rules import RULES, rules_of
+from .rules import rules_of
+from .ruleset import InetRules
 from .segments import Flows, vote
 
 Array = NDArray[Any]
 
+_PROTOCOL = {4: ICMP, 6: ICMPV6}
 _REQUEST, _REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
 _QUOTING = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}  # error messages that quote the packet they are about
+_SOURCE = {4: 12, 6: 8}  # where the source address is in the IP header; the destination follows it
+_ADDRESS = {4: 4, 6: 16}
 _NEIGHBOR = range(133, 138)  # RFC 4861: sent with a hop limit of 255
 
 # IP version: {type: (highest code, bytes that must follow the eight of the header)}
@@ -39,91 +41,98 @@ _ASSIGNED = {
 }  # fmt: skip
 
 
-class IcmpRules(RuleSet):
+class IcmpRules(InetRules):
     """
     ICMP messages and their pairs.
     """
 
+    name = header = "icmp"
+    checksums: ClassVar[tuple[str, ...]] = ("icmp",)
     rules = rules_of("icmp")
+    version = 4
 
-    def constrain(self, encoded: Encoded) -> Encoded:
+    def settle(self, bits: Bits) -> None:
         """
         Give every packet of an ICMP flow a whole ICMP header.
         """
-        if not encoded.layout.has("icmp"):
-            return encoded
-        bits = Bits(encoded)
-        bits.complete("icmp", 64, bits.live & np.isin(bits.protocols, (ICMP, ICMPV6)))
-        return bits.encoded()
+        bits.complete("icmp", 64, bits.live & (bits.protocols == _PROTOCOL[self.version]))
 
-    def repair(self, traffic: Traffic, rng: np.random.Generator) -> Traffic:
+    def mend(self, draft: Draft, rng: np.random.Generator) -> None:
         """
-        Make echoes of what is no valid exchange; mend checksums.
+        Make echoes of what is no valid exchange.
         """
-        traffic = traffic.packed()
-        draft = Draft(traffic)
-        wrong = wrong_transport_checksums(traffic, draft.headers, (ICMP, ICMPV6))
-        flows = _flows(draft)
-        faulty = flows.any_in_flow(_unassigned(draft, flows) | _unasked(draft, flows))
-        ports = np.array(traffic.flows.initiator_ports)
-        if faulty.any():
-            packets = flows.packets[faulty]
-            flows = Flows.sorted(packets, traffic.flow_of[packets].astype(np.int64))
-            row = flows.row[flows.flow]
-            identifier = vote(row, draft.get("icmp.id", packets), len(traffic.flows), 16)
-            ports[flows.row] = identifier[flows.row]
-            _echo(draft, flows, identifier[row])
-        return draft.finish(seal=wrong, flows=attrs.evolve(traffic.flows, initiator_ports=ports))
+        flows = _flows(draft, self.version)
+        if not len(flows):
+            return
+        for rule, find in (("type", _unassigned), ("echo", _unasked)):
+            faulty = flows.any_in_flow(find(draft, flows, self.version))
+            if faulty.any() and f"{self.name}.{rule}" not in draft.off:
+                _echo(draft, f"{self.name}.{rule}", flows.part(faulty), self.version)
 
-    def check(self, traffic: Traffic) -> Iterator[Violation]:
+    def faults(self, draft: Draft) -> Iterator[tuple[str, Array]]:
         """
         Yield what `rules` says.
         """
-        traffic = traffic.packed()
-        draft = Draft(traffic)
-        wrong = wrong_transport_checksums(traffic, draft.headers, (ICMP, ICMPV6))
-        flows = _flows(draft)
-        yield from RULES["icmp.header"].broken(traffic, malformed_transport(traffic, draft.headers, (ICMP, ICMPV6)))
-        yield from RULES["icmp.checksum"].broken(traffic, wrong)
-        yield from RULES["icmp.type"].broken(traffic, flows.packets[_unassigned(draft, flows)])
-        yield from RULES["icmp.echo"].broken(traffic, flows.packets[_unasked(draft, flows)])
+        flows = _flows(draft, self.version)
+        yield f"{self.name}.header", malformed_transport(draft.traffic, draft.headers, _PROTOCOL[self.version])
+        yield f"{self.name}.checksum", draft.wrong_checksums(self.name, draft.judgeable())[0]
+        yield f"{self.name}.type", flows.packets[_unassigned(draft, flows, self.version)]
+        yield f"{self.name}.echo", flows.packets[_unasked(draft, flows, self.version)]
 
 
-def _flows(draft: Draft) -> Flows:
-    h = draft.headers
-    return Flows.of(draft.traffic, np.isin(h.protocols, (ICMP, ICMPV6)) & (h.transport_offsets >= 0) & ~h.fragments)
-
-
-def _unassigned(draft: Draft, flows: Flows) -> NDArray[np.bool_]:
+class Icmpv6Rules(IcmpRules):
     """
-    Return bool[n]: messages of no known type and code, too short for their type, or whose quoted packet is none.
+    ICMPv6 messages and their pairs.
+    """
+
+    name = "icmpv6"
+    checksums = ("icmpv6",)
+    rules = rules_of("icmpv6")
+    version = 6
+
+
+def _flows(draft: Draft, version: int) -> Flows:
+    h = draft.headers
+    return Flows.of(draft.traffic, (h.protocols == _PROTOCOL[version]) & (h.transport_offsets >= 0) & ~h.fragments)
+
+
+def _unassigned(draft: Draft, flows: Flows, version: int) -> NDArray[np.bool_]:
+    """
+    Return bool[n]: messages of no known type and code or too short for their type, errors whose quoted packet did not
+    come from whom they are sent to, and neighbour discovery that may have passed a router.
     """
     h, p = draft.headers, flows.packets
     kind, code = draft.get("icmp.type", p), draft.get("icmp.code", p)
-    bad = np.zeros(len(p), bool)
-    for version, assigned in _ASSIGNED.items():
-        here = h.ip_versions[p] == version
-        highest, least = np.full(256, -1), np.zeros(256, np.int64)
-        highest[list(assigned)] = [codes for codes, _ in assigned.values()]
-        least[list(assigned)] = [size for _, size in assigned.values()]
-        bad |= here & ((code > highest[kind]) | (h.payload_lengths[p] < least[kind]))
-        quote = h.transport_offsets[p] + 8
-        quotes = here & np.isin(kind, _QUOTING[version]) & (quote < draft.traffic.ends[p])
-        bad[quotes] |= draft.data[quote[quotes]] >> 4 != version
-    neighbor = (h.ip_versions[p] == 6) & np.isin(kind, _NEIGHBOR)
-    bad[neighbor] |= draft.get("ipv6.hl", p[neighbor]) != 255
+    highest, least = np.full(256, -1), np.zeros(256, np.int64)
+    assigned = _ASSIGNED[version]
+    highest[list(assigned)] = [codes for codes, _ in assigned.values()]
+    least[list(assigned)] = [size for _, size in assigned.values()]
+    bad = (code > highest[kind]) | (h.payload_lengths[p] < least[kind])
+    source, size = _SOURCE[version], _ADDRESS[version]
+    quote = h.transport_offsets[p] + 8
+    quotes = np.flatnonzero(np.isin(kind, _QUOTING[version]) & (quote + source + 2 * size <= draft.traffic.ends[p]))
+    bad[quotes] |= draft.data[quote[quotes]] >> 4 != version
+    receiver = h.ip_offsets[p[quotes]] + source + size
+    octet = np.arange(size)
+    sender = draft.data[quote[quotes, None] + source + octet]
+    bad[quotes] |= (sender != draft.data[receiver[:, None] + octet]).any(1)
+    if version == 6:
+        neighbor = np.isin(kind, _NEIGHBOR)
+        bad[neighbor] |= draft.get("ipv6.hl", p[neighbor]) != 255
     return bad
 
 
-def _unasked(draft: Draft, flows: Flows) -> NDArray[np.bool_]:
+def _unasked(draft: Draft, flows: Flows, version: int) -> NDArray[np.bool_]:
     """
     Return bool[n]: echo replies whose identifier and sequence number no open request of the other side has.
     """
     p = flows.packets
-    version, kind = draft.headers.ip_versions[p], draft.get("icmp.type", p)
-    request = np.where(version == 4, kind == _REQUEST[4], kind == _REQUEST[6])
-    reply = np.where(version == 4, kind == _REPLY[4], kind == _REPLY[6])
-    asker = draft.traffic.from_initiator[p] ^ reply  # who asked what this message is or answers
+    kind = draft.get("icmp.type", p)
+    request, reply = kind == _REQUEST[version], kind == _REPLY[version]
+    unasked = np.zeros(len(p), bool)
+    if not reply.any():
+        return unasked
+    asker = draft.from_initiator[p] ^ reply  # who asked what this message is or answers
     key = np.column_stack([flows.flow, asker, draft.get("icmp.id", p), draft.get("icmp.seq", p)])
     echo = np.flatnonzero(request | reply)
     _, group = np.unique(key[echo], axis=0, return_inverse=True)
@@ -131,7 +140,6 @@ def _unasked(draft: Draft, flows: Flows) -> NDArray[np.bool_]:
     exchange = Flows.sorted(echo[order], group.reshape(-1)[order])
     is_reply = reply[exchange.packets]
     balance = exchange.before(np.where(is_reply, -1, 1)) + np.where(is_reply, -1, 1)
-    unasked = np.zeros(len(p), bool)
     unasked[exchange.packets] = is_reply & _new_low(exchange, balance)
     return unasked
 
@@ -145,12 +153,13 @@ def _new_low(flows: Flows, balance: Array) -> NDArray[np.bool_]:
     return lowest < np.where(flows.position == 0, 0, before)
 
 
-def _echo(draft: Draft, flows: Flows, identifier: Array) -> None:
+def _echo(draft: Draft, rule: str, flows: Flows, version: int) -> None:
     """
-    Write echo requests and replies. What is left open is a stack: each answer takes the latest question, which in
-    order of (flow, height of the stack) is the message before it.
+    Write echo requests and replies, with the identifier that most messages of the flow have. What is left open is a
+    stack: each answer takes the latest question, which in order of (flow, height of the stack) is the message before
+    it.
     """
-    p, forth = flows.packets, draft.traffic.from_initiator[flows.packets]
+    p, forth = flows.packets, draft.from_initiator[flows.packets]
     step = np.where(forth, 1, -1)
     balance = flows.before(step) + step
     reply = ~forth & ~_new_low(flows, balance)
@@ -165,9 +174,11 @@ def _echo(draft: Draft, flows: Flows, identifier: Array) -> None:
     answers = reply[order]
     sequence[order[answers]] = sequence[question[answers]]
 
-    is4 = draft.headers.ip_versions[p] == 4
-    kind = np.where(reply, np.where(is4, _REPLY[4], _REPLY[6]), np.where(is4, _REQUEST[4], _REQUEST[6]))
-    draft.put("icmp.type", p, kind)
-    draft.put("icmp.code", p, 0)
-    draft.put("icmp.id", p, identifier)
-    draft.put("icmp.seq", p, sequence)
+    identifier = vote(flows.flow, draft.get("icmp.id", p), len(flows.row), 16)
+    draft.put(rule, "icmp.type", p, np.where(reply, _REPLY[version], _REQUEST[version]))
+    draft.put(rule, "icmp.code", p, 0)
+    draft.put(rule, "icmp.id", p, identifier[flows.flow])
+    draft.put(rule, "icmp.seq", p, sequence)
+    ports = np.array(draft.flows.initiator_ports)
+    ports[flows.row] = identifier
+    draft.flows = attrs.evolve(draft.flows, initiator_ports=ports)

@@ -14,12 +14,12 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from netdiffusion_core.interfaces import RuleSet
-from netdiffusion_core.model import TCP, UDP, FlowTable, Traffic, Violation
+from netdiffusion_core.interfaces import Record, forget
+from netdiffusion_core.model import TCP, UDP, Traffic
 
 from .headers import Draft
-from .ipv4 import DEFAULT_TTL
-from .rules import RULES, rules_of
+from .rules import rules_of
+from .ruleset import InetRules
 from .segments import Flows, vote
 
 Array = NDArray[Any]
@@ -28,75 +28,80 @@ HANDSHAKE = 3
 """Segments of a handshake: SYN, SYN-ACK, ACK (RFC 9293 section 3.5)."""
 
 _SYN = 0x02
-_TICK_NS = 1_000  # the resolution of a pcap file
 _LONGEST_GAP_NS = 7_200_000_000_000  # two hours, the default of TCP keep-alives: RFC 9293 section 3.8.4
 _LARGEST_STEP = 2_048  # of a counting IPv4 identification: the host sends other packets in between
 _EPHEMERAL = (49_152, 65_536)  # RFC 6335 section 6
-_PORTS = {TCP: ("tcp.sprt", "tcp.dprt"), UDP: ("udp.sport", "udp.dport")}
+_TTL_STEPS = 3  # within one direction: a middle box answers for a host, a route changes
+_PLAUSIBLE_TTL = np.zeros(256, bool)
+for _initial in (32, 64, 128, 255):  # what stacks begin with; 40 hops are more than the Internet has across
+    _PLAUSIBLE_TTL[max(_initial - 40, 1) : _initial + 1] = True
 
 
-class InterpacketRules(RuleSet):
+class InterpacketRules(InetRules):
     """
     The packets of a flow as a conversation.
     """
 
+    name = "interpacket"
     rules = rules_of("interpacket")
 
-    def repair(self, traffic: Traffic, rng: np.random.Generator) -> Traffic:
+    def repair(self, traffic: Traffic, rng: np.random.Generator, record: Record = forget) -> Traffic:
         """
-        Mend directions, ports (two for each flow, by vote of its packets; a missing one is drawn from `rng`), TTL (one
-        for each direction, by vote) and time stamps (a microsecond to two hours apart). A counting IPv4
-        identification goes on counting.
+        Mend packets, see `mend`, and put them in the order of time where a flow is not.
         """
-        draft = Draft(traffic)
-        flows = Flows.of(traffic, draft.headers.ip_versions > 0)
-        if not len(flows):
-            return traffic
-        opens = opening(draft, flows)
-        table, from_initiator = _lead(traffic, flows)
-        wanted = from_initiator[flows.packets]
-        wanted = np.where(opens, flows.position != 1, wanted)
-        turned = flows.packets[wanted != from_initiator[flows.packets]]
-        draft.turn(turned)
-        from_initiator[flows.packets] = wanted
-        times = _rising(traffic, flows)
-        table = _settle_ports(draft, flows, wanted, times, table, rng)
-        _settle_ttl(draft, flows, wanted)
-        i, identification = _off_count(draft, flows, wanted)
-        draft.put("ipv4.id", i, identification)
-        traffic = draft.finish(from_initiator=from_initiator, flows=table, timestamps=times)
-        if len(_backwards(traffic)):
-            traffic = traffic.select_packets(np.argsort(times, kind="stable"))
+        traffic = super().repair(traffic, rng, record)
+        if "interpacket.timestamps" not in self.off and len(_backwards(traffic)):
+            traffic = traffic.select_packets(np.argsort(traffic.timestamps, kind="stable"))
         return traffic
 
-    def check(self, traffic: Traffic) -> Iterator[Violation]:
+    def mend(self, draft: Draft, rng: np.random.Generator) -> None:
+        """
+        Mend directions, gaps of more than two hours, ports (two for each flow, by vote of its packets; a missing one is
+        drawn from `rng`) and TTL (by vote in each direction). A counting IPv4 identification goes on counting.
+        """
+        flows = _flows(draft)
+        _settle_direction(draft, flows)
+        _settle_times(draft, flows)
+        _settle_ports(draft, flows, rng)
+        lines = _lines(draft, flows)
+        i, usual = _unusual_ttl(draft, lines)
+        is4 = draft.headers.ip_versions[i] == 4
+        draft.put("interpacket.ttl", "ipv4.ttl", i[is4], usual[is4])
+        draft.put("interpacket.ttl", "ipv6.hl", i[~is4], usual[~is4])
+        draft.put("interpacket.ip-id", "ipv4.id", *_off_count(draft, lines))
+
+    def faults(self, draft: Draft) -> Iterator[tuple[str, Array]]:
         """
         Yield what `rules` says.
         """
-        draft = Draft(traffic)
-        flows = Flows.of(traffic, draft.headers.ip_versions > 0)
-        forth = traffic.from_initiator[flows.packets]
+        flows = _flows(draft)
+        forth = draft.from_initiator[flows.packets]
         wanted = np.where(opening(draft, flows), flows.position != 1, (flows.position == 0) | forth)
-        yield from RULES["interpacket.direction"].broken(traffic, flows.packets[wanted != forth])
-        for protocol, fields in _PORTS.items():
-            i = flows.packets[_has(draft, flows.packets, protocol)]
-            source, destination = (draft.get(field, i) for field in fields)
-            told = np.where(traffic.from_initiator[i], source << 16 | destination, destination << 16 | source)
-            row = traffic.flow_of[i]
-            agreed = vote(row, told, len(traffic.flows), 32)[row]
-            yield from RULES["interpacket.ports"].broken(traffic, i[(told != agreed) | (source * destination == 0)])
-        ttl = _ttl(draft, flows.packets)
-        group = 2 * flows.flow + forth
-        usual = vote(group, ttl, 2 * len(flows.row), 8)[group]
-        yield from RULES["interpacket.ttl"].broken(traffic, flows.packets[ttl != usual])
-        yield from RULES["interpacket.ip-id"].broken(traffic, _off_count(draft, flows, forth)[0])
-        yield from RULES["interpacket.timestamps"].broken(traffic, _backwards(traffic))
+        yield "interpacket.direction", flows.packets[wanted != forth]
+        ends, told = _told_ports(draft, flows)
+        agreed = vote(ends.flow, told[:, 0] << 16 | told[:, 1], len(ends.row), 32)[ends.flow]
+        apart = (told[:, 0] != agreed >> 16) | (told[:, 1] != agreed & 0xFFFF) | (told == 0).any(1)
+        yield "interpacket.ports", ends.packets[apart]
+        ports = np.column_stack([draft.flows.initiator_ports, draft.flows.responder_ports])
+        shared = np.isin(ends.row, _same_endpoints(draft, flows, ports, ends.row))
+        yield "interpacket.endpoints", ends.packets[ends.heads[shared]]
+        lines = _lines(draft, flows)
+        yield "interpacket.ttl", _unusual_ttl(draft, lines)[0]
+        yield "interpacket.ip-id", _off_count(draft, lines)[0]
+        late = flows.packets[_gaps(draft, flows) > _LONGEST_GAP_NS]
+        yield "interpacket.timestamps", np.union1d(late, _backwards(draft.traffic))
+
+
+def _flows(draft: Draft) -> Flows:
+    return Flows.of(draft.traffic, draft.headers.ip_versions > 0)
 
 
 def _backwards(traffic: Traffic) -> Array:
     """
     Return the packets that are earlier than the one before them in the same flow, in the order of the capture.
     """
+    if (np.diff(traffic.timestamps) >= 0).all():
+        return np.zeros(0, np.int64)
     i = np.flatnonzero(traffic.flow_of >= 0)
     i = i[np.argsort(traffic.flow_of[i], kind="stable")]
     back = (np.diff(traffic.timestamps[i]) < 0) & (np.diff(traffic.flow_of[i]) == 0)
@@ -116,143 +121,180 @@ def _has(draft: Draft, packets: Array, protocol: int) -> Array:
     return (draft.headers.protocols[packets] == protocol) & (draft.headers.transport_offsets[packets] >= 0)
 
 
-def _lead(traffic: Traffic, flows: Flows) -> tuple[FlowTable, NDArray[np.bool_]]:
+def _settle_direction(draft: Draft, flows: Flows) -> None:
     """
-    Return ``(flows, from_initiator)`` in which each flow's initiator is the sender of its first packet. The packets
-    stay as they are: only the flow table changes sides.
+    Make the sender of each flow's first packet its initiator, which only changes the sides of the flow table, and turn
+    packets of a handshake that go the wrong way.
     """
-    swapped = np.zeros(len(traffic.flows) + 1, bool)  # the last entry serves flow_of == -1
-    swapped[flows.row] = ~traffic.from_initiator[flows.packets[flows.heads]]
-    swap, table = swapped[:-1], traffic.flows
-    pairs = {}
-    for what in ("addresses", "ports"):
-        initiator, responder = getattr(table, f"initiator_{what}"), getattr(table, f"responder_{what}")
-        chosen = swap.reshape(-1, *[1] * (initiator.ndim - 1))
-        pairs[f"initiator_{what}"] = np.where(chosen, responder, initiator)
-        pairs[f"responder_{what}"] = np.where(chosen, initiator, responder)
-    return attrs.evolve(table, **pairs), traffic.from_initiator ^ swapped[traffic.flow_of]
+    rule = "interpacket.direction"
+    if rule in draft.off:
+        return
+    heads = flows.packets[flows.heads]
+    behind = ~draft.from_initiator[heads]
+    if behind.any():
+        swapped = np.zeros(len(draft.flows) + 1, bool)  # the last entry serves flow_of == -1
+        swapped[flows.row] = behind
+        swap, table = swapped[:-1], draft.flows
+        sides = {}
+        for what in ("addresses", "ports"):
+            initiator, responder = getattr(table, f"initiator_{what}"), getattr(table, f"responder_{what}")
+            chosen = swap.reshape(-1, *[1] * (initiator.ndim - 1))
+            sides[f"initiator_{what}"] = np.where(chosen, responder, initiator)
+            sides[f"responder_{what}"] = np.where(chosen, initiator, responder)
+        draft.flows = attrs.evolve(table, **sides)
+        draft.from_initiator = draft.from_initiator ^ swapped[draft.traffic.flow_of]
+        draft.record(rule, "trace.initiator", heads[behind], ~behind[behind], behind[behind])
+    forth = draft.from_initiator[flows.packets]
+    draft.turn(rule, flows.packets[opening(draft, flows) & ((flows.position != 1) != forth)])
 
 
-def _settle_ports(
-    draft: Draft, flows: Flows, from_initiator: Array, times: Array, table: FlowTable, rng: np.random.Generator
-) -> FlowTable:
+def _gaps(draft: Draft, flows: Flows) -> NDArray[np.int64]:
+    """
+    Return the nanoseconds since the packet before in the same flow: int64[n], 0 for the first.
+    """
+    return np.where(flows.position == 0, 0, np.diff(draft.timestamps[flows.packets], prepend=0))
+
+
+def _settle_times(draft: Draft, flows: Flows) -> None:
+    """
+    Shorten gaps of more than two hours. Note also which packets stand behind later ones.
+    """
+    rule = "interpacket.timestamps"
+    if rule in draft.off:
+        return
+    gaps = _gaps(draft, flows)
+    after = np.minimum(gaps, _LONGEST_GAP_NS)
+    back = _backwards(draft.traffic)
+    if len(back):
+        iat_us = after[np.isin(flows.packets, back)] // 1000
+        packets = flows.packets[np.isin(flows.packets, back)]
+        draft.record(rule, "trace.iat_us", packets, np.full(len(packets), -1), iat_us, 1 + np.bitwise_count(iat_us))
+    i = np.flatnonzero(gaps > after)
+    if len(i):
+        draft.record(rule, "trace.iat_us", flows.packets[i], gaps[i] // 1000, after[i] // 1000)
+        times = draft.timestamps.copy()
+        times[flows.packets] = times[flows.packets[flows.first]] + flows.before(after) + after
+        draft.timestamps = times
+
+
+def _told_ports(draft: Draft, flows: Flows) -> tuple[Flows, NDArray[np.int64]]:
+    """
+    Return the TCP and UDP packets, and the ports of initiator and responder that each names: int64[n, 2].
+    """
+    mine = _has(draft, flows.packets, TCP) | _has(draft, flows.packets, UDP)
+    ends = flows.part(mine)
+    told = np.column_stack([draft.get(field, ends.packets) for field in ("tcp.sprt", "tcp.dprt")])
+    return ends, np.where(draft.from_initiator[ends.packets, None], told, told[:, ::-1])
+
+
+def _settle_ports(draft: Draft, flows: Flows, rng: np.random.Generator) -> None:
     """
     Give each TCP and UDP flow the two ports that most of its packets name, 0 not counted, and no two flows at the same
     time the same pair of endpoints.
     """
-    count = len(draft.traffic.flows)
-    ports = np.column_stack([table.initiator_ports, table.responder_ports]).astype(np.int64)
-    told = np.zeros((len(flows), 2), np.int64)
-    for protocol, fields in _PORTS.items():
-        chosen = _has(draft, flows.packets, protocol)
-        source, destination = (draft.get(field, flows.packets[chosen]) for field in fields)
-        forth = from_initiator[chosen]
-        told[chosen, 0] = np.where(forth, source, destination)
-        told[chosen, 1] = np.where(forth, destination, source)
-    row = flows.row[flows.flow]
-    transport = _has(draft, flows.packets, TCP) | _has(draft, flows.packets, UDP)
-    mine = np.zeros(count, bool)
-    mine[row[transport]] = True
-    for side in (0, 1):
-        given = told[:, side] > 0
-        ports[mine, side] = vote(row[given], told[given, side], count, 16)[mine]
-        lost = mine & (ports[:, side] == 0)
-        ports[lost, side] = rng.integers(*_EPHEMERAL, lost.sum())
-    last = np.append(flows.heads[1:], len(flows)) - 1
-    begin, end = np.zeros((2, count), np.int64)
-    begin[flows.row], end[flows.row] = times[flows.packets[flows.heads]], times[flows.packets[last]]
-    while len(again := _same_endpoints(table, ports, np.flatnonzero(mine), begin, end)):
-        ports[again, 0] = rng.integers(*_EPHEMERAL, len(again))
-
-    for protocol, fields in _PORTS.items():
-        chosen = _has(draft, flows.packets, protocol)
-        pair = ports[row[chosen]]
-        forth = from_initiator[chosen]
-        draft.put(fields[0], flows.packets[chosen], np.where(forth, pair[:, 0], pair[:, 1]))
-        draft.put(fields[1], flows.packets[chosen], np.where(forth, pair[:, 1], pair[:, 0]))
-    return attrs.evolve(
-        table, initiator_ports=ports[:, 0].astype(np.uint16), responder_ports=ports[:, 1].astype(np.uint16)
-    )
+    ends, told = _told_ports(draft, flows)
+    ports = np.column_stack([draft.flows.initiator_ports, draft.flows.responder_ports]).astype(np.int64)
+    given = ports.copy()
+    if "interpacket.ports" not in draft.off:
+        for side in (0, 1):
+            named = told[:, side] > 0
+            agreed = vote(ends.flow[named], told[named, side], len(ends.row), 16)
+            agreed[agreed == 0] = rng.integers(*_EPHEMERAL, (agreed == 0).sum())
+            ports[ends.row, side] = agreed
+        _put_ports(draft, "interpacket.ports", ends, ports)
+    if "interpacket.endpoints" not in draft.off:
+        agreed = ports.copy()
+        while len(again := _same_endpoints(draft, flows, ports, ends.row)):
+            ports[again, 0] = rng.integers(*_EPHEMERAL, len(again))
+        moved = (ports != agreed).any(1)
+        _put_ports(draft, "interpacket.endpoints", ends.part(moved[ends.row[ends.flow]]), ports)
+    if (ports != given).any():
+        initiator, responder = ports.T.astype(np.uint16)
+        draft.flows = attrs.evolve(draft.flows, initiator_ports=initiator, responder_ports=responder)
 
 
-def _same_endpoints(table: FlowTable, ports: Array, flows: Array, begin: Array, end: Array) -> Array:
+def _put_ports(draft: Draft, rule: str, ends: Flows, ports: Array) -> None:
     """
-    Return those of these flows that begin before another one with the same protocol, addresses and ports has ended.
+    Write the ports of the flow table into the packets.
     """
+    pair = ports[ends.row[ends.flow]]
+    source = np.where(draft.from_initiator[ends.packets], 0, 1)
+    for k, (tcp, udp) in enumerate((("tcp.sprt", "udp.sport"), ("tcp.dprt", "udp.dport"))):
+        values = np.where(source == k, pair[:, 0], pair[:, 1])
+        for field, protocol in ((tcp, TCP), (udp, UDP)):
+            mine = draft.headers.protocols[ends.packets] == protocol
+            draft.put(rule, field, ends.packets[mine], values[mine])
+
+
+def _same_endpoints(draft: Draft, flows: Flows, ports: Array, rows: Array) -> Array:
+    """
+    Return those of these rows of the flow table that begin before another one with the same protocol, addresses and
+    ports has ended.
+    """
+    if len(rows) < 2:
+        return rows[:0]
+    table, times = draft.flows, draft.timestamps[flows.packets]
+    begin, end = np.zeros((2, len(table)), np.int64)
+    begin[flows.row], end[flows.row] = times[flows.heads], times[np.append(flows.heads[1:], len(flows)) - 1]
     here, there = (
-        np.column_stack([addresses, port >> 8, port & 255])[flows]
+        np.column_stack([addresses, port >> 8, port & 255])[rows]
         for addresses, port in ((table.initiator_addresses, ports[:, 0]), (table.responder_addresses, ports[:, 1]))
     )
     differs = here != there
     at = differs.argmax(1)[:, None]
     ahead = np.take_along_axis(here, at, 1) <= np.take_along_axis(there, at, 1)
-    key = np.column_stack([np.where(ahead, here, there), np.where(ahead, there, here), table.protocols[flows]])
+    key = np.column_stack([np.where(ahead, here, there), np.where(ahead, there, here), table.protocols[rows]])
     _, group = np.unique(key, axis=0, return_inverse=True)
     group = group.reshape(-1)
-    order = np.lexsort((begin[flows], group))
-    i = flows[order]
+    order = np.lexsort((begin[rows], group))
+    i = rows[order]
     clash = (np.diff(group[order]) == 0) & (begin[i[1:]] <= end[i[:-1]])
     return i[1:][clash]
 
 
-def _ttl(draft: Draft, packets: Array) -> NDArray[np.int64]:
+def _lines(draft: Draft, flows: Flows) -> Flows:
     """
-    Return time to live or hop limit: int64[packets].
+    Put the packets of each direction of each flow behind one another.
     """
-    is4 = draft.headers.ip_versions[packets] == 4
-    ttl = np.zeros(len(packets), np.int64)
-    ttl[is4] = draft.get("ipv4.ttl", packets[is4])
-    ttl[~is4] = draft.get("ipv6.hl", packets[~is4])
-    return ttl
+    group = 2 * flows.flow + draft.from_initiator[flows.packets]
+    order = np.argsort(group, kind="stable")
+    return Flows.sorted(flows.packets[order], group[order])
 
 
-def _settle_ttl(draft: Draft, flows: Flows, from_initiator: Array) -> None:
+def _unusual_ttl(draft: Draft, lines: Flows) -> tuple[Array, Array]:
     """
-    Give each direction of a flow the TTL that most of its packets have.
+    Return ``(packets, usual)``: a TTL or hop limit that is not the usual one of its direction although that changes all
+    the time, or is none that a host may have sent, and the usual one. 0 is the business of other rules.
     """
-    ttl = _ttl(draft, flows.packets)
-    group = 2 * flows.flow + from_initiator
+    is4 = draft.headers.ip_versions[lines.packets] == 4
+    ttl = np.zeros(len(lines), np.int64)
+    ttl[is4] = draft.get("ipv4.ttl", lines.packets[is4])
+    ttl[~is4] = draft.get("ipv6.hl", lines.packets[~is4])
+    steps = np.bincount(lines.flow, (np.diff(ttl, prepend=0) != 0) & (lines.position > 0), len(lines.row))[lines.flow]
     alive = ttl > 0
-    usual = vote(group[alive], ttl[alive], 2 * len(flows.row), 8, DEFAULT_TTL)[group]
-    is4 = draft.headers.ip_versions[flows.packets] == 4
-    draft.put("ipv4.ttl", flows.packets[is4], usual[is4])
-    draft.put("ipv6.hl", flows.packets[~is4], usual[~is4])
+    usual = vote(lines.flow[alive], ttl[alive], len(lines.row), 8)[lines.flow]
+    i = np.flatnonzero(alive & (ttl != usual) & ((steps > _TTL_STEPS) | ~_PLAUSIBLE_TTL[ttl]))
+    return lines.packets[i], usual[i]
 
 
-def _off_count(draft: Draft, flows: Flows, from_initiator: Array) -> tuple[Array, Array]:
+def _off_count(draft: Draft, lines: Flows) -> tuple[Array, Array]:
     """
     Return ``(packets, identification)``: single IPv4 packets that leave the count of a sender who counts, and the
     number that continues it. A sender counts if most of its steps are small and go up; one who sends 0 or draws its
     numbers has nothing to continue. 0 itself is no number (RFC 6864: nobody needs it where nothing is fragmented).
     """
-    chosen = np.flatnonzero(draft.headers.ip_versions[flows.packets] == 4)
-    group = 2 * flows.flow[chosen] + from_initiator[chosen]
-    order = np.argsort(group, kind="stable")
-    line = Flows.sorted(flows.packets[chosen[order]], group[order])
+    line = lines.part(draft.headers.ip_versions[lines.packets] == 4)
     number = draft.get("ipv4.id", line.packets)
     step = np.diff(number, prepend=0) & 0xFFFF
+    far = np.minimum(step, 0x10000 - step) > _LARGEST_STEP
     inner = line.position > 0
     small = inner & (step > 0) & (step <= _LARGEST_STEP)
     steps = np.bincount(line.flow, inner, len(line.row))
     counts = np.bincount(line.flow, small, len(line.row)) * 2 > steps
-    leads_on = np.append(small[1:], False)[: len(line)]
+    over = (np.roll(number, -1) - np.roll(number, 1)) & 0xFFFF  # from the packet before to the one behind
     last = np.append(line.position[1:] == 0, True)[: len(line)]
-    off = counts[line.flow] & inner & ~last & ~small & ~leads_on & (number > 0)
+    resumed = ~last & (over > 1) & (over <= _LARGEST_STEP)
+    off = counts[line.flow] & inner & far & resumed & (number > 0)
     before = line.last(~off)
     i = np.flatnonzero(off)
     return line.packets[i], number[before[i]] + (i - before[i]) & 0xFFFF
-
-
-def _rising(traffic: Traffic, flows: Flows) -> NDArray[np.int64]:
-    """
-    Return time stamps: int64[packets]. A flow keeps its gaps where they are between a tick and the longest.
-    """
-    times = np.array(traffic.timestamps)
-    if not len(flows):
-        return times
-    here = times[flows.packets]
-    gap = np.diff(here, prepend=here[:1])
-    gap = np.where(flows.position == 0, 0, np.clip(gap, _TICK_NS, _LONGEST_GAP_NS))
-    elapsed = np.cumsum(gap)
-    times[flows.packets] = here[flows.first] + elapsed - elapsed[flows.first]
-    return times

@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdiffusion_core.capture.dissect import uint
-from netdiffusion_core.interfaces import RuleSet
-from netdiffusion_core.model import ICMP, Encoded, Traffic, Violation
 
 from .bits import Bits
-from .checksum import differ, ipv4_checksums, wrong_transport_checksums
-from .headers import Draft, malformed
+from .headers import Draft, malformed, oversized
 from .options import IPV4_LENGTHS, table, walk
-from .rules import RULES, rules_of
+from .rules import rules_of
+from .ruleset import InetRules
 
 Array = NDArray[Any]
 
@@ -27,23 +25,24 @@ _LEGAL_OPTIONS = table(IPV4_LENGTHS)
 _WELL_FORMED = table({kind: tuple(range(2, 41)) for kind in range(2, 256)})
 
 
-class Ipv4Rules(RuleSet):
+class Ipv4Rules(InetRules):
     """
     Each IPv4 header by itself.
     """
 
+    name = header = "ipv4"
+    checksums = ("ipv4", "icmp")  # ICMP is an integral part of IP: RFC 792
     rules = rules_of("ipv4")
 
-    def constrain(self, encoded: Encoded) -> Encoded:
+    def settle(self, bits: Bits) -> None:
         """
         Give every packet of an IPv4 flow a whole IPv4 header and one transport header, and no packet of another flow.
         Options that are malformed are dropped.
         """
-        if not encoded.layout.has("ipv4"):
-            return encoded
-        bits = Bits(encoded)
         mine = bits.live & (bits.ip_versions == 4)
         bits.clear("ipv4", bits.live & ~mine)
+        if not mine.any():
+            return
         bits.complete("ipv4", 96, mine)
         bits.keep_one_transport(mine)
         options, sizes = bits.options("ipv4.opt")
@@ -56,41 +55,35 @@ class Ipv4Rules(RuleSet):
         bits.write("ipv4.mfbit", mine, 0)
         bits.write("ipv4.foff", mine, 0)
         bits.write("ipv4.proto", mine & (bits.protocols >= 0), bits.protocols)
-        return bits.encoded()
 
-    def repair(self, traffic: Traffic, rng: np.random.Generator) -> Traffic:
+    def mend(self, draft: Draft, rng: np.random.Generator) -> None:
         """
-        Mend reserved bit, stray fragments, TTL 0, malformed options (blanked), total length and checksum; that of ICMP
-        too, which is an integral part of IP (RFC 792).
+        Mend reserved bit, stray fragments, TTL 0, malformed options (blanked), total length, datagrams that are too
+        long, and checksum; that of ICMP too.
         """
-        traffic = traffic.packed()
-        draft = Draft(traffic)
         stray = np.flatnonzero(_stray_fragments(draft))
-        if len(stray):  # what is no fragment any more has a transport header
-            draft.put("ipv4.mf_foff", stray, 0)
-            draft = Draft(draft.finish())
-        wrong = _wrong_checksums(draft)
-        draft.put("ipv4.rbit", np.flatnonzero(draft.headers.ip_versions == 4), 0)
-        draft.put("ipv4.ttl", _dead(draft), DEFAULT_TTL)
-        draft.put_options("ipv4", *_malformed_options(draft))
-        draft.put("ipv4.tl", *_wrong_lengths(draft))
-        draft = Draft(draft.finish(seal_ip=wrong))  # what a checksum covers is known when the lengths are right
-        return draft.finish(seal=wrong_transport_checksums(draft.traffic, draft.headers, (ICMP,)))
+        if len(stray):
+            draft.put("ipv4.fragment", "ipv4.mf_foff", stray, 0)
+            draft.reread()  # what is no fragment any more has a transport header
+        draft.put("ipv4.reserved-bit", "ipv4.rbit", np.flatnonzero(draft.headers.ip_versions == 4), 0)
+        draft.put("ipv4.ttl", "ipv4.ttl", _dead(draft), DEFAULT_TTL)
+        draft.put_options("ipv4.options", "ipv4", *_malformed_options(draft))
+        draft.put_lengths("ipv4.length", *_wrong_lengths(draft))
+        draft.cut("ipv4.mtu", *oversized(draft.headers, 4))
 
-    def check(self, traffic: Traffic) -> Iterator[Violation]:
+    def faults(self, draft: Draft) -> Iterator[tuple[str, Array]]:
         """
         Yield what `rules` says.
         """
-        traffic = traffic.packed()
-        draft = Draft(traffic)
         i = np.flatnonzero(draft.headers.ip_versions == 4)
-        yield from RULES["ipv4.header"].broken(traffic, malformed(traffic, draft.headers, 4))
-        yield from RULES["ipv4.length"].broken(traffic, _wrong_lengths(draft)[0])
-        yield from RULES["ipv4.reserved-bit"].broken(traffic, i[draft.get("ipv4.rbit", i) > 0])
-        yield from RULES["ipv4.fragment"].broken(traffic, np.flatnonzero(_stray_fragments(draft)))
-        yield from RULES["ipv4.ttl"].broken(traffic, _dead(draft))
-        yield from RULES["ipv4.options"].broken(traffic, _malformed_options(draft)[0])
-        yield from RULES["ipv4.checksum"].broken(traffic, _wrong_checksums(draft))
+        yield "ipv4.header", malformed(draft.traffic, draft.headers, 4)
+        yield "ipv4.length", _wrong_lengths(draft)[0]
+        yield "ipv4.mtu", oversized(draft.headers, 4)[0]
+        yield "ipv4.reserved-bit", i[draft.get("ipv4.rbit", i) > 0]
+        yield "ipv4.fragment", np.flatnonzero(_stray_fragments(draft))
+        yield "ipv4.ttl", _dead(draft)
+        yield "ipv4.options", _malformed_options(draft)[0]
+        yield "ipv4.checksum", draft.wrong_checksums("ipv4", draft.headers.ip_versions == 4)[0]
 
 
 def _dead(draft: Draft) -> Array:
@@ -128,16 +121,6 @@ def _malformed_options(draft: Draft) -> tuple[Array, Array]:
     return i[bad], walked[bad]
 
 
-def _wrong_checksums(draft: Draft) -> NDArray[np.int64]:
-    """
-    Return the packets whose header checksum is wrong.
-    """
-    h = draft.headers
-    i = np.flatnonzero(h.ip_versions == 4)
-    expected = ipv4_checksums(draft.data, h.ip_offsets[i], h.ip_header_lengths[i])
-    return i[differ(draft.get("ipv4.cksum", i), expected)]
-
-
 def _stray_fragments(draft: Draft) -> Array:
     """
     Return bool[packets]: fragments of an IPv4 datagram that is not complete here (RFC 791 section 3.2: same addresses,
@@ -146,6 +129,8 @@ def _stray_fragments(draft: Draft) -> Array:
     h = draft.headers
     stray = h.fragments & (h.ip_versions == 4)
     i = np.flatnonzero(stray)
+    if not len(i):
+        return stray
     key = [uint(draft.data, h.ip_offsets[i] + 12, 4), uint(draft.data, h.ip_offsets[i] + 16, 4), h.protocols[i]]
     order = np.lexsort((h.fragment_offsets[i], h.fragment_ids[i], *key))
     i = i[order]

@@ -52,10 +52,11 @@ def walk(options: Array, sizes: Array, legal: Array, mend: Mapping[int, int] | N
     legal  bool[256, 256], see `table`; an option of a kind or length that is not there is blanked
     mend   kinds whose length byte is written over if it is wrong: kind -> length
     """
-    n = len(options)
-    options = np.hstack([options, np.zeros((n, 1), np.uint8)])  # a column more: the last byte may lack its length
-    kinds = np.zeros_like(options)
-    column = np.arange(options.shape[1])
+    n, width = options.shape
+    padded = np.zeros((n, width + 1), np.uint8)  # a column more: the last byte may lack its length
+    padded[:, :width] = options
+    options, kinds = padded, np.zeros_like(padded)
+    column = np.arange(width + 1)
     at = np.zeros(n, np.int64)
     i = np.arange(n)
     while len(i := i[at[i] < sizes[i]]):
@@ -71,8 +72,9 @@ def walk(options: Array, sizes: Array, legal: Array, mend: Mapping[int, int] | N
         blank = ~known & (kind > NOP)
         whole = blank & (length >= 2) & (at[i] + length <= sizes[i])
         step = np.where(known | whole, length, 1)
-        rows = i[blank]
-        inside = (column >= at[rows, None]) & (column < (at[rows] + step[blank])[:, None])
+        options[i[blank], at[i[blank]]] = NOP
+        rows = i[whole]
+        inside = (column >= at[rows, None]) & (column < (at[rows] + length[whole])[:, None])
         options[rows] = np.where(inside, NOP, options[rows])
         at[i] += step
         at[end] = sizes[end]

@@ -1,5 +1,6 @@
 """
-What this distribution offers: the rule sets ``ipv4``, ``ipv6``, ``interpacket``, ``tcp``, ``udp`` and ``icmp``.
+What this distribution offers: the rule sets ``ipv4``, ``ipv6``, ``interpacket``, ``tcp``, ``udp``, ``icmp`` and
+``icmpv6``.
 
 Every packet has an IP version and a place in a flow before its transport is looked at, so each transport requires
 the other three, and the order is always the one above.
@@ -19,7 +20,7 @@ _FLOW = (*_IP, "interpacket")
 @hookimpl
 def netdiffusion_register_rules() -> Sequence[RuleSetSpec]:
     """
-    Offer the six rule sets.
+    Offer the seven rule sets.
     """
     return [
         RuleSetSpec(
@@ -35,7 +36,7 @@ def netdiffusion_register_rules() -> Sequence[RuleSetSpec]:
         RuleSetSpec(
             name="interpacket",
             target="netdiffusion_inet.interpacket:InterpacketRules",
-            summary="between the packets of a flow: who speaks, constant ports and TTL, rising time stamps",
+            summary="between the packets of a flow: who speaks, constant ports, plausible TTL, rising time stamps",
             requires=_IP,
         ),
         RuleSetSpec(
@@ -53,7 +54,13 @@ def netdiffusion_register_rules() -> Sequence[RuleSetSpec]:
         RuleSetSpec(
             name="icmp",
             target="netdiffusion_inet.icmp:IcmpRules",
-            summary="ICMP and ICMPv6: types, paired echoes, checksum (RFC 792, 4443)",
+            summary="ICMP: types, paired echoes, quoted packets, checksum (RFC 792)",
+            requires=_FLOW,
+        ),
+        RuleSetSpec(
+            name="icmpv6",
+            target="netdiffusion_inet.icmp:Icmpv6Rules",
+            summary="ICMPv6: types, paired echoes, neighbour discovery, checksum (RFC 4443, 4861)",
             requires=_FLOW,
         ),
     ]

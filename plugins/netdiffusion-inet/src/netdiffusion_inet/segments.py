@@ -53,6 +53,12 @@ class Flows:
         flow = np.cumsum(begins) - 1
         return cls(packets, flow, np.flatnonzero(begins)[flow], row[begins])
 
+    def part(self, chosen: Array) -> Flows:
+        """
+        Return the packets where the mask holds, in the same order.
+        """
+        return Flows.sorted(self.packets[chosen], self.row[self.flow[chosen]])
+
     def __len__(self) -> int:
         return len(self.packets)
 
@@ -144,6 +150,12 @@ def vote(groups: Array, values: Array, count: int, bits: int, default: int = 0) 
     groups  int[n], 0 … count-1
     values  int[n], of so many bits
     """
+    winners = np.full(count, default, np.int64)
+    winners[groups] = values
+    split = np.bincount(groups, winners[groups] != values, count)[groups] > 0
+    groups, values = groups[split], values[split]
+    if not len(groups):
+        return winners
     weights = np.arange(bits)
     total = np.bincount(groups, minlength=count)
     planes = (values[:, None] >> weights & 1).astype(np.float64)
@@ -153,6 +165,5 @@ def vote(groups: Array, values: Array, count: int, bits: int, default: int = 0) 
     group, value = pairs >> bits, pairs & (1 << bits) - 1
     distance = ((value ^ typical[group])[:, None] >> weights & 1).sum(1)
     order = np.lexsort((-distance, votes, group))
-    winners = np.full(count, default, np.int64)
     winners[group[order]] = value[order]  # the last of a group stands
     return winners

@@ -2,24 +2,23 @@
 The rule set ``tcp``: every flow is one connection, or a part of one without its beginning (RFC 9293).
 
 What the packets meant is kept where a connection allows it: payload sizes, PSH, FIN and RST, windows, option kinds,
-acknowledgments that are late, clocks. Sequence numbers follow from the first of each side and from the payload sizes.
+acknowledgments that are late, clocks. Sequence numbers follow from the first of each side and from the payload sizes;
+what they tell of retransmissions, segments out of order and gaps stays if the user wants it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from netdiffusion_core.interfaces import RuleSet
-from netdiffusion_core.model import TCP, Encoded, Traffic, Violation
+from netdiffusion_core.model import TCP
 
 from .bits import Bits
-from .checksum import wrong_transport_checksums
-from .headers import Draft, malformed_transport
+from .headers import MTU, Draft, malformed_transport
 from .interpacket import HANDSHAKE
 from .options import (
     MSS,
@@ -36,7 +35,8 @@ from .options import (
     table,
     walk,
 )
-from .rules import RULES, rules_of
+from .rules import rules_of
+from .ruleset import InetRules
 from .segments import Flows
 
 Array = NDArray[Any]
@@ -50,32 +50,53 @@ _TIMESTAMPS_OPTION = np.array([NOP, NOP, TIMESTAMPS, 10, *[0] * 8], np.uint8)  #
 _MAX_SCALE = 14  # RFC 7323 section 2.3
 _MAX_WINDOW = 65_535
 _MIN_MSS = 536  # RFC 9293 section 3.7.1
-_ETHERNET_MSS = {4: 1460, 6: 1440}  # 1500 bytes less the headers
 _LATE_ACK = 1 << 16  # a part of a connection may begin with an acknowledgment so many bytes behind
 _CLOCK_HZ, _CLOCK_SLACK = 1100, 10_000  # RFC 7323 section 5.4: at most a tick a millisecond; 10 s of jitter
 _OLD_ECHO = 1 << 30  # a part of a connection may begin with the echo of an old time stamp
 _NS_A_TICK = 1_000_000
 _IN_FLIGHT_NS = 1_000_000_000  # what arrives later than that after the other side's RST was not on its way
 _WRAP = 1 << 32
+_FIELDS = {
+    "seq": "tcp.seq", "ack": "tcp.ackn", "flags": "tcp.flags", "window": "tcp.wsize", "urgent": "tcp.urp",
+    "reserved": "tcp.res",
+}  # fmt: skip
 
 
-class TcpRules(RuleSet):
+@attrs.frozen(kw_only=True)
+class Options:
+    """
+    Options of the rule set ``tcp``.
+    """
+
+    anomalies: Literal["mend", "keep"] = attrs.field(
+        default="mend",
+        validator=attrs.validators.in_(("mend", "keep")),
+        metadata={
+            "help": "what becomes of retransmissions, segments out of order and gaps: mend makes the sequence space "
+            "continuous, keep leaves those that fit into what was sent or into the other side's window"
+        },
+    )
+
+
+class TcpRules(InetRules):
     """
     TCP connections.
     """
 
+    Options = Options
+    name = header = "tcp"
+    checksums = ("tcp",)
     rules = rules_of("tcp")
 
-    def constrain(self, encoded: Encoded) -> Encoded:
+    def settle(self, bits: Bits) -> None:
         """
         Give every packet of a TCP flow a whole TCP header, SYN where the connection opens and nowhere else, and options
         that are legal where they stand. Time stamps, which every segment of a connection has or none
         (RFC 7323 section 3.2), are added where most segments have them.
         """
-        if not encoded.layout.has("tcp"):
-            return encoded
-        bits = Bits(encoded)
         mine = bits.live & (bits.protocols == TCP)
+        if not mine.any():
+            return
         bits.complete("tcp", 160, mine)
         i = np.flatnonzero(mine)
         flows = Flows.sorted(i, bits.flow[i])
@@ -86,41 +107,30 @@ class TcpRules(RuleSet):
         setup = flags & (ECE | CWR) | SYN  # RFC 3168 section 6.1.1
         flags = np.where(first, setup, np.where(second, setup | ACK, flags & ~SYN))
         options, sizes = bits.options("tcp.opt")
-        options[i], sizes[i] = _legal_options(flows, opens, flags, options[i], sizes[i], grow=True)
+        options[i], sizes[i] = _legal_options(flows, opens, flags, options[i], sizes[i])
         whole = np.zeros((3, len(mine)), np.int64)
         whole[0, i], whole[1, i] = flags, 5 + sizes[i] // 4
         bits.write_number(flag_column, 8, mine, whole[0])
         bits.write("tcp.doff", mine, whole[1])
         bits.write_options("tcp.opt", mine, options, sizes)
-        return bits.encoded()
 
-    def repair(self, traffic: Traffic, rng: np.random.Generator) -> Traffic:
+    def mend(self, draft: Draft, rng: np.random.Generator) -> None:
         """
         Make each flow one connection; see the module.
         """
-        traffic = traffic.packed()
-        draft = Draft(traffic)
-        flows = _flows(draft)
-        if not len(flows):
-            return traffic
-        wrong = wrong_transport_checksums(traffic, draft.headers, (TCP,))
-        c = _mend(Connections.read(draft, flows))
-        c.write(draft)
-        payload_lengths = np.array(draft.headers.payload_lengths)
-        payload_lengths[flows.packets] = c.payload
-        return draft.finish(seal=wrong, payload_lengths=payload_lengths)
+        c = Connections.read(draft, _flows(draft))
+        if len(c.flows):
+            _mend(c, keep=self.options.anomalies == "keep")
 
-    def check(self, traffic: Traffic) -> Iterator[Violation]:
+    def faults(self, draft: Draft) -> Iterator[tuple[str, Array]]:
         """
         Yield what `rules` says.
         """
-        traffic = traffic.packed()
-        draft = Draft(traffic)
-        yield from RULES["tcp.header"].broken(traffic, malformed_transport(traffic, draft.headers, (TCP,)))
-        yield from RULES["tcp.checksum"].broken(traffic, wrong_transport_checksums(traffic, draft.headers, (TCP,)))
-        flows = _flows(draft)
-        for rule, mask in _faults(Connections.read(draft, flows)).items():
-            yield from RULES[rule].broken(traffic, flows.packets[mask])
+        yield "tcp.header", malformed_transport(draft.traffic, draft.headers, TCP)
+        yield "tcp.checksum", draft.wrong_checksums("tcp", draft.judgeable())[0]
+        c = Connections.read(draft, _flows(draft))
+        for rule, mask in _faults(c, keep=self.options.anomalies == "keep").items():
+            yield rule, c.flows.packets[mask]
 
 
 def _flows(draft: Draft) -> Flows:
@@ -133,6 +143,7 @@ class Connections:
     """
     The TCP segments of all flows, in flow order; n of them.
 
+    draft      where they are
     flows      Flows
     forth      bool[n]       sent by the initiator
     opens      bool[n]       the flow begins with a handshake
@@ -146,6 +157,7 @@ class Connections:
     kinds      uint8[n, 40]  see `options.walk`
     """
 
+    draft: Draft
     flows: Flows
     forth: Array
     opens: Array
@@ -162,6 +174,7 @@ class Connections:
     options: Array
     sizes: Array
     kinds: Array
+    _found: dict[int, Array] = attrs.field(factory=dict, init=False)
 
     @classmethod
     def read(cls, draft: Draft, flows: Flows) -> Connections:
@@ -173,12 +186,13 @@ class Connections:
         options, sizes = draft.options("tcp", p)
         is4 = h.ip_versions[p] == 4
         return cls(
+            draft=draft,
             flows=flows,
-            forth=draft.traffic.from_initiator[p],
+            forth=draft.from_initiator[p],
             opens=flows.any_in_flow((flags & SYN > 0) & (flows.position < HANDSHAKE)),
-            times=draft.traffic.timestamps[p],
+            times=draft.timestamps[p],
             overhead=h.ip_header_lengths[p] - np.where(is4, 20, 40) + sizes,
-            full_mss=np.where(is4, _ETHERNET_MSS[4], _ETHERNET_MSS[6]),
+            full_mss=np.where(is4, MTU - 40, MTU - 60),
             payload=h.payload_lengths[p],
             seq=draft.get("tcp.seq", p),
             ack=draft.get("tcp.ackn", p),
@@ -191,17 +205,29 @@ class Connections:
             kinds=walk(options, sizes, _WELL_FORMED)[1],
         )
 
-    def write(self, draft: Draft) -> None:
+    def put(self, rule: str, name: str, values: Array) -> None:
         """
-        Write all fields back. Payloads are cut by `Draft.finish`.
+        Replace a field, here and in the draft, as this rule wants it.
         """
-        p = self.flows.packets
-        for field, values in (
-            ("seq", self.seq), ("ackn", self.ack), ("flags", self.flags), ("wsize", self.window), ("urp", self.urgent),
-            ("res", self.reserved),
-        ):  # fmt: skip
-            draft.put(f"tcp.{field}", p, values)
-        draft.put_options("tcp", p, self.options)
+        i = np.flatnonzero(getattr(self, name) != values)
+        if len(i) and rule not in self.draft.off:
+            setattr(self, name, values)
+            if name == "payload":
+                self.draft.cut(rule, self.flows.packets[i], values[i])
+            else:
+                self.draft.put(rule, _FIELDS[name], self.flows.packets[i], values[i])
+
+    def put_options(self, rule: str, options: Array) -> None:
+        """
+        Replace the options.
+        """
+        i = np.flatnonzero((self.options != options).any(1))
+        if len(i) and rule not in self.draft.off:
+            self.options = options
+            self.kinds = self.kinds.copy()
+            self._found = {}
+            self.kinds[i] = walk(options[i], self.sizes[i], _WELL_FORMED)[1]
+            self.draft.put_options(rule, "tcp", self.flows.packets[i], options[i])
 
     def has(self, flag: int) -> NDArray[np.bool_]:
         """
@@ -216,11 +242,12 @@ class Connections:
         """
         return self.payload + self.has(SYN) + self.has(FIN)
 
-    def sent(self, by: Array) -> NDArray[np.int64]:
+    @property
+    def sides(self) -> tuple[Array, Array]:
         """
-        int64[n]: sequence numbers that the side `by` (a mask over segments) has taken before each segment.
+        Masks of the segments of initiator and responder.
         """
-        return self.flows.before(np.where(by, self.consumed, 0))
+        return self.forth, ~self.forth
 
     def own(self, of_initiator: Array, of_responder: Array) -> NDArray[Any]:
         """
@@ -228,27 +255,29 @@ class Connections:
         """
         return np.where(self.forth, of_initiator, of_responder)
 
+    def find(self, kind: int) -> NDArray[np.int64]:
+        """
+        int64[n]: where the first option of this kind begins, -1 where there is none.
+        """
+        if kind not in self._found:
+            self._found[kind] = find(self.kinds, kind)
+        return self._found[kind]
+
     def number(self, at: Array) -> NDArray[np.int64]:
         """
         int64[n]: the four bytes at this byte of the options, 0 where `at` is -1.
         """
-        columns = np.clip(at[:, None] + np.arange(4), 0, 39)
-        octets = np.take_along_axis(self.options, columns, 1).astype(np.int64)
-        return np.where(at >= 0, octets @ (256 ** np.arange(4)[::-1]), 0)
-
-    def set_number(self, at: Array, values: Array) -> None:
-        """
-        Write four bytes at this byte of the options, nothing where `at` is -1.
-        """
         i = np.flatnonzero(at >= 0)
-        octets = values[i, None] >> np.array([24, 16, 8, 0]) & 255
-        self.options[i[:, None], at[i, None] + np.arange(4)] = octets
+        columns = np.minimum(at[i, None] + np.arange(4), 39)
+        numbers = np.zeros(len(at), np.int64)
+        numbers[i] = self.options[i[:, None], columns] @ (256 ** np.arange(4)[::-1])
+        return numbers
 
     def option(self, kind: int, size: int = 1) -> NDArray[np.int64]:
         """
         int64[n]: the number of `size` bytes in the option of this kind, -1 where there is none.
         """
-        at = find(self.kinds, kind)
+        at = self.find(kind)
         value = self.number(np.where(at >= 0, at + 2, -1)) >> 8 * (4 - size)
         return np.where(at >= 0, value, -1)
 
@@ -263,16 +292,40 @@ class Connections:
         scale = np.where((forth >= 0) & (back >= 0), self.own(forth, back), 0)
         return np.where(self.opens, np.where(syn, 0, scale), -1)
 
-    def largest_payload(self) -> Array:
+    def largest_payload(self) -> NDArray[np.int64]:
         """
         int64[n]: bytes of data that a segment may carry: the other side's MSS less the options of this segment
         (RFC 9293 section 3.7.1); where the other side named none, what an Ethernet frame holds.
+
+        Behind segmentation offload a capture shows several segments as one: whole ones in a row, of which only the last
+        of what an application wrote (PSH) may be shorter. A direction of which all long segments look so may keep them.
+        Whole ones have the largest size allowed, or the largest seen where the path allows less.
         """
-        syn, mss = self.has(SYN), np.maximum(self.option(MSS, 2), _MIN_MSS)
-        mss = np.where(self.option(MSS, 2) < 0, self.full_mss, mss)
+        syn, told = self.has(SYN), self.option(MSS, 2)
+        mss = np.where(told < 0, self.full_mss, np.maximum(told, _MIN_MSS))
         forth = self.flows.initial(mss, syn & self.forth, self.full_mss)
         back = self.flows.initial(mss, syn & ~self.forth, self.full_mss)
-        return np.maximum(self.own(back, forth) - self.overhead, 0)
+        most = np.maximum(self.own(back, forth) - self.overhead, 0)
+        long = self.payload > most
+        if not long.any():
+            return most
+        alone = long & ~self.has(PSH) & (self.payload % np.maximum(most, 1) > 0)
+        for side in self.sides:
+            full = side & ~long & (self.payload >= _MIN_MSS)
+            last = self.flows.final(full)
+            largest = np.where(last >= 0, self.flows.running_max(self.payload, full)[last], _WRAP)
+            alone &= ~(side & (self.payload % largest == 0))
+        offloaded = self.own(*(~self.flows.any_in_flow(alone & side) for side in self.sides))
+        return np.where(offloaded, np.maximum(self.payload, most), most)
+
+
+def _put_number(options: Array, at: Array, values: Array) -> None:
+    """
+    Write four bytes at this byte of the options, nothing where `at` is -1.
+    """
+    i = np.flatnonzero(at >= 0)
+    octets = values[i, None] >> np.array([24, 16, 8, 0]) & 255
+    options[i[:, None], at[i, None] + np.arange(4)] = octets
 
 
 def _signed(difference: Array) -> NDArray[np.int64]:
@@ -293,137 +346,172 @@ def _syns(flows: Flows, opens: Array, flags: Array) -> tuple[Array, Array]:
     return first, second & (flags & RST == 0)
 
 
-def _legal_options(
-    flows: Flows, opens: Array, flags: Array, options: Array, sizes: Array, *, grow: bool
-) -> tuple[Array, Array]:
+def _misplaced(flows: Flows, opens: Array, flags: Array, kinds: Array) -> NDArray[np.bool_]:
     """
-    Return ``(options, sizes)`` in which every option is well-formed and legal where it stands; others are taken out.
+    Return bool[n, 40]: where an option begins that has no business there: the second of its kind; in the handshake but
+    not with SYN; used although both SYNs did not agree on it.
+    """
+    misplaced = np.zeros(kinds.shape, bool)
+    rows, columns = np.nonzero(kinds > NOP)
+    kind = kinds[rows, columns].astype(np.int64)
+    ours = np.isin(kind, (MSS, WINDOW_SCALE, SACK_PERMITTED, SACK, TIMESTAMPS))
+    rows, columns, kind = rows[ours], columns[ours], kind[ours]
+    wrong = np.ones(len(rows), bool)
+    wrong[np.unique(rows << 8 | kind, return_index=True)[1]] = False
 
-    grow  lengthen headers by time stamps that most segments of the connection have and this one lacks
-    """
-    before = options
-    options, kinds = walk(options, sizes, _LEGAL_OPTIONS if grow else _WELL_FORMED, _MEND)
     syn = flags & SYN > 0
     first, second = opens & (flows.position == 0), opens & (flows.position == 1)
-    reset = flags & RST > 0
 
-    def agreed(kind: int) -> Array:
-        has = find(kinds, kind) >= 0
-        return flows.any_in_flow(first & has) & flows.any_in_flow(second & has)
+    def offered(which: int, by: Array) -> Array:
+        has = np.zeros(len(kinds), bool)
+        has[rows[kind == which]] = True
+        return flows.any_in_flow(by & has)
 
-    unwanted = np.zeros(kinds.shape, bool)
-    for kind in (MSS, WINDOW_SCALE, SACK_PERMITTED, SACK, TIMESTAMPS):
-        unwanted |= (kinds == kind) & (np.cumsum(kinds == kind, axis=1) > 1)
-    unwanted |= np.isin(kinds, (MSS, WINDOW_SCALE, SACK_PERMITTED)) & ~syn[:, None]
-    offered = flows.any_in_flow(first & (find(kinds, WINDOW_SCALE) >= 0))
-    unwanted |= (kinds == WINDOW_SCALE) & (second & ~offered)[:, None]
-    unwanted |= (kinds == SACK) & (syn | opens & ~agreed(SACK_PERMITTED))[:, None]
+    def agreed(which: int) -> Array:
+        return offered(which, first) & offered(which, second)
 
+    wrong |= np.isin(kind, (MSS, WINDOW_SCALE, SACK_PERMITTED)) & ~syn[rows]
+    wrong |= (kind == WINDOW_SCALE) & (second & ~offered(WINDOW_SCALE, first))[rows]
+    wrong |= (kind == SACK) & (syn | opens & ~agreed(SACK_PERMITTED))[rows]
+    wrong |= (kind == TIMESTAMPS) & (opens & ~first & ~agreed(TIMESTAMPS))[rows]
+    misplaced[rows[wrong], columns[wrong]] = True
+    return misplaced
+
+
+def _legal_options(
+    flows: Flows, opens: Array, flags: Array, options: Array, sizes: Array
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """
+    Return ``(options, sizes)`` in which every option is of a kind we know, well-formed and legal where it stands;
+    others are taken out. Time stamps that most segments of the connection have and this one lacks are added.
+    """
+    before = options
+    options, kinds = walk(options, sizes, _LEGAL_OPTIONS, _MEND)
+    syn, reset = flags & SYN > 0, flags & RST > 0
+    first, second = opens & (flows.position == 0), opens & (flows.position == 1)
     # RFC 7323 section 3.2: the first SYN offers time stamps, and they are used if the second has them too.
     stamped = find(kinds, TIMESTAMPS) >= 0
     later = ~syn & ~reset
-    if grow:
-        most = np.bincount(flows.flow[later], np.where(stamped, 1, -1)[later], len(flows.row))[flows.flow] > 0
-        used = np.where(flows.any_in_flow(later), most, flows.any_in_flow(second & stamped) | ~opens)
-    else:
-        used = agreed(TIMESTAMPS) | ~opens
-    unwanted |= (kinds == TIMESTAMPS) & (~used & ~first)[:, None]
-    gone = (options != before) & (options <= NOP) | extent(options, kinds, unwanted)
-    options, fitting = squeeze(options, sizes, gone)
-    if grow:
-        sizes = fitting
-        lacking = np.flatnonzero(used & ~stamped & ~reset & (opens | flows.any_in_flow(later)))
-        options, sizes = append(options, sizes, lacking, _TIMESTAMPS_OPTION, _LEGAL_OPTIONS)
-    return options, sizes
+    most = np.bincount(flows.flow[later], np.where(stamped, 1, -1)[later], len(flows.row))[flows.flow] > 0
+    used = np.where(flows.any_in_flow(later), most, flows.any_in_flow(second & stamped) | ~opens)
+    agreed = np.where(used[:, None], NOP, kinds)  # to be added where they are missing
+    unwanted = _misplaced(flows, opens, flags, np.where(kinds == TIMESTAMPS, agreed, kinds))
+    unwanted |= (kinds == TIMESTAMPS) & ((np.cumsum(kinds == TIMESTAMPS, axis=1) > 1) | (~used & ~first)[:, None])
+    changed = options != before
+    i = np.flatnonzero((changed | unwanted).any(1))
+    gone = changed[i] & (options[i] <= NOP) | extent(options[i], kinds[i], unwanted[i])
+    sizes = sizes.copy()
+    options[i], sizes[i] = squeeze(options[i], sizes[i], gone)
+    lacking = np.flatnonzero(used & ~stamped & ~reset & (opens | flows.any_in_flow(later)))
+    return append(options, sizes, lacking, _TIMESTAMPS_OPTION, _LEGAL_OPTIONS)
 
 
 # --- the whole connection -----------------------------------------------------------------------------------------
 
 
-def _mend(c: Connections) -> Connections:
+def _mend(c: Connections, keep: bool) -> None:
     """
-    Return the segments as valid connections.
+    Make valid connections of the segments: flags, then options, then how much each segment carries, then numbers.
     """
-    c = attrs.evolve(c, flags=_open_and_reset(c), reserved=np.zeros_like(c.reserved))
-    options, _ = _legal_options(c.flows, c.opens, c.flags, c.options, c.sizes, grow=False)
-    c = attrs.evolve(c, options=options, kinds=walk(options, c.sizes, _WELL_FORMED)[1])
-    _bound_options(c)
-    payload = np.where(c.has(SYN | RST), 0, np.minimum(c.payload, c.largest_payload()))
-    c = attrs.evolve(c, payload=_within_window(c, payload))
-    c = attrs.evolve(c, flags=_close(c))
-    c = _number(c)
-    c = attrs.evolve(c, urgent=np.where(_urgent(c), c.urgent, 0))
-    _stamp(c)
-    _drop_sack(c)
-    return c
+    _open_and_reset(c)
+    c.put("tcp.reserved", "reserved", np.zeros_like(c.reserved))
+    _place_options(c)
+    c.put("tcp.syn-data", "payload", np.where(c.has(SYN | RST), 0, c.payload))
+    c.put("tcp.mss", "payload", np.minimum(c.payload, c.largest_payload()))
+    c.put("tcp.window", "payload", _within_window(c))
+    c.put("tcp.after-fin", "flags", np.where(c.has(FIN) & ~_last_fin(c), c.flags & ~FIN, c.flags))
+    c.put("tcp.urgent", "flags", np.where(_urgent(c), c.flags, c.flags & ~URG))
+    c.put("tcp.urgent", "urgent", np.where(_urgent(c), c.urgent, 0))
+    _number(c, keep)
+    c.put_options("tcp.timestamps", _stamped(c))
+    bad = _bad_sack(c)
+    if bad.any():
+        gone = extent(c.options, c.kinds, (c.kinds == SACK) & bad[:, None])
+        c.put_options("tcp.sack", squeeze(c.options, c.sizes, gone)[0])
 
 
-def _open_and_reset(c: Connections) -> Array:
+def _open_and_reset(c: Connections) -> None:
     """
-    Return flags in which a connection that opens does so with SYN and SYN-ACK (or is refused with RST), no other
-    segment has SYN, a side that sends RST sends nothing else any more, what the other side still sends was in flight
-    (nothing is during the handshake), and every segment but the first and RST has ACK.
+    A connection that opens does so with SYN and SYN-ACK (or is refused with RST), and no other segment has SYN; a side
+    that sends RST sends nothing else any more, and what the other side still sends was in flight (nothing is during the
+    handshake); every segment but the first and RST has ACK.
     """
     position, here = c.flows.position, np.arange(len(c.flows))
-    flags = c.flags & ~np.where(c.opens & (position == 0), RST, 0)
-    reset = flags & RST > 0
-    for side in (c.forth, ~c.forth):
-        own, other = c.flows.final(side & (flags & RST == 0)), c.flows.final(~side & (flags & RST == 0))
-        in_flight = (c.times[other] <= c.times + _IN_FLIGHT_NS) & ~(c.opens & (position < HANDSHAKE))
-        reset &= ~side | (own < here) & ((other < here) | in_flight)
-    flags = np.where(reset, flags, flags & ~RST)
-    first, second = _syns(c.flows, c.opens, flags)
-    flags = np.where(first, SYN, np.where(second, SYN | ACK, 0)) | flags & ~np.where(
-        first, FIN | ACK, np.where(second | reset, SYN | FIN, SYN)
-    )
-    return flags | np.where(first | reset & ~(c.opens & (position == 1)), 0, ACK)
+    c.put("tcp.flags", "flags", np.where(c.opens & (position == 0), c.flags & ~RST, c.flags))
+    reset = c.has(RST)
+    if reset.any():
+        for side in c.sides:
+            own, other = c.flows.final(side & ~c.has(RST)), c.flows.final(~side & ~c.has(RST))
+            in_flight = (c.times[other] <= c.times + _IN_FLIGHT_NS) & ~(c.opens & (position < HANDSHAKE))
+            reset &= ~side | (own < here) & ((other < here) | in_flight)
+        c.put("tcp.after-rst", "flags", np.where(reset, c.flags, c.flags & ~RST))
+    first, second = _syns(c.flows, c.opens, c.flags)
+    flags = np.where(first | second, c.flags | SYN, c.flags & ~SYN)
+    c.put("tcp.syn", "flags", np.where(first, flags & ~ACK, np.where(second, flags | ACK, flags)))
+    flags = np.where(c.has(SYN | RST), c.flags & ~FIN, c.flags)
+    c.put("tcp.flags", "flags", np.where(_needs_ack(c), flags | ACK, flags))
 
 
-def _bound_options(c: Connections) -> None:
+def _needs_ack(c: Connections) -> NDArray[np.bool_]:
+    return np.where(c.opens & (c.flows.position < 2), c.flows.position == 1, ~c.has(RST))
+
+
+def _place_options(c: Connections) -> None:
     """
-    Raise the MSS to 536 and lower the window scale to 14, in place.
+    Blank options that cannot be read, take out those that are illegal where they stand, raise the MSS to 536 and lower
+    the window scale to 14.
     """
-    at = find(c.kinds, MSS)
-    low = (at >= 0) & (c.option(MSS, 2) < _MIN_MSS)
-    c.options[low, at[low] + 2], c.options[low, at[low] + 3] = divmod(_MIN_MSS, 256)
-    at = find(c.kinds, WINDOW_SCALE)
-    high = c.option(WINDOW_SCALE) > _MAX_SCALE
-    c.options[high, at[high] + 2] = _MAX_SCALE
+    c.put_options("tcp.options", walk(c.options, c.sizes, _WELL_FORMED, _MEND)[0])
+    misplaced = _misplaced(c.flows, c.opens, c.flags, c.kinds)
+    if misplaced.any():
+        gone = extent(c.options, c.kinds, misplaced)
+        c.put_options("tcp.option-place", squeeze(c.options, c.sizes, gone)[0])
+    low, high = _small_mss(c), _large_scale(c)
+    if (low | high).any():
+        options = c.options.copy()
+        at = c.find(MSS)[low]
+        options[low, at + 2], options[low, at + 3] = divmod(_MIN_MSS, 256)
+        options[high, c.find(WINDOW_SCALE)[high] + 2] = _MAX_SCALE
+        c.put_options("tcp.option-value", options)
 
 
-def _within_window(c: Connections, payload: Array) -> NDArray[np.int64]:
+def _small_mss(c: Connections) -> NDArray[np.bool_]:
+    mss = c.option(MSS, 2)
+    return (mss >= 0) & (mss < _MIN_MSS)
+
+
+def _large_scale(c: Connections) -> NDArray[np.bool_]:
+    return c.option(WINDOW_SCALE) > _MAX_SCALE
+
+
+def _within_window(c: Connections) -> NDArray[np.int64]:
     """
-    Cut payloads so that what a side sends between two segments of the other fits into the largest window that the
-    other can offer there; two less, for a FIN and so that the window is never full.
+    Return payloads cut so that what a side sends between two segments of the other fits into the largest window that
+    the other can offer there; two less, for a FIN and so that the window is never full.
     """
     scale = c.scales()
-    result = payload
-    for side in (c.forth, ~c.forth):
-        total = c.flows.before(np.where(side, payload, 0))
+    result = c.payload
+    for side in c.sides:
+        total = c.flows.before(np.where(side, c.payload, 0))
         other = c.flows.last(~side & ~c.has(RST))
         begun = np.where(other >= 0, total[other], 0)
         limit = (_MAX_WINDOW << np.where(other >= 0, scale[other], 0)) - 2
         limit = np.where(c.opens, limit, _WRAP)
         ahead = total - begun
-        fits = np.minimum(ahead + payload, limit) - np.minimum(ahead, limit)
+        fits = np.minimum(ahead + c.payload, limit) - np.minimum(ahead, limit)
         result = np.where(side, fits, result)
     return result
 
 
-def _close(c: Connections) -> NDArray[np.int64]:
+def _last_fin(c: Connections) -> NDArray[np.bool_]:
     """
-    Return flags in which each side sends at most one FIN, behind all its data; PSH only with data or FIN; URG only if
-    its pointer is within the data.
+    Return bool[n]: the first FIN of its sender that no data of the same side follow.
     """
-    last_data = np.zeros(len(c.flows), bool)
-    for side in (c.forth, ~c.forth):
-        last_data |= side & (c.flows.after(side & (c.payload > 0)) == 0)
-    fin = c.has(FIN) & last_data
-    earlier = c.own(c.flows.before(fin & c.forth), c.flows.before(fin & ~c.forth))
-    fin &= earlier == 0
-    flags = np.where(fin, c.flags | FIN, c.flags & ~FIN)
-    flags = np.where((c.payload > 0) | fin | c.has(RST), flags, flags & ~PSH)
-    return np.where(_urgent(c), flags, flags & ~URG)
+    fin = np.zeros(len(c.flows), bool)
+    for side in c.sides:
+        last = side & c.has(FIN) & (c.flows.after(side & (c.payload > 0)) == 0)
+        fin |= last & (c.flows.before(last) == 0)
+    return fin
 
 
 def _urgent(c: Connections) -> NDArray[np.bool_]:
@@ -442,163 +530,203 @@ def _bases(c: Connections) -> tuple[Array, Array]:
     return bases[0], bases[1]
 
 
-def _number(c: Connections) -> Connections:
+def _offsets(c: Connections) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """
-    Return the segments with sequence and acknowledgment numbers, and windows that hold what comes.
+    Return ``(offset, own, other)``, int64[n]: where each segment begins in the sequence space of its sender, counted
+    from its first number, and how far its sender and the other side have got before it.
+    """
+    forth, back = _bases(c)
+    offset = _signed(c.seq - c.own(forth, back))
+    reached = []
+    for side in c.sides:
+        before = c.flows.last(side)
+        high = c.flows.running_max(offset + c.consumed, side)
+        reached.append(np.where(before >= 0, np.maximum(high[before], 0), 0))
+    return offset, c.own(*reached), c.own(*reached[::-1])
+
+
+def _number(c: Connections, keep: bool) -> None:
+    """
+    Number the segments, acknowledge, and open windows for what comes.
 
     An acknowledgment that is late (of something the other side has sent, but not its last) is kept, as real ones cross
     with data; where it would overrun the window the connection acknowledges at once.
     """
     forth_base, back_base = _bases(c)
-    by_initiator, by_responder = c.sent(c.forth), c.sent(~c.forth)
     own_base, other_base = c.own(forth_base, back_base), c.own(back_base, forth_base)
-    own_sent, other_sent = c.own(by_initiator, by_responder), c.own(by_responder, by_initiator)
+    c.put("tcp.sequence", "seq", (own_base + _sequence(c, _signed(c.seq - own_base), keep)) % _WRAP)
 
-    offset = _signed(c.seq - own_base)
-    seq = np.where(c.has(RST) & (offset >= 0) & (offset <= own_sent), c.seq, (own_base + own_sent) % _WRAP)
-
+    offset, _, sent = _offsets(c)
     acknowledges = c.has(ACK)
     late = _signed(c.ack - other_base)
-    late = np.where((late <= other_sent) & (late >= np.where(c.opens, 1, -_LATE_ACK)), late, other_sent)
-    running = c.own(*(c.flows.running_max(late, side & acknowledges) for side in (c.forth, ~c.forth)))
-    scale = c.scales()
-    need = _need(c, np.where(acknowledges, running, 0))
-    overrun = c.opens & ~c.has(RST) & ((need >> np.maximum(scale, 0)) + 1 > _MAX_WINDOW)
-    running = np.where(c.flows.any_in_flow(overrun), other_sent, running)
-    need = _need(c, np.where(acknowledges, running, 0))
+    late = np.where((late <= sent) & (late >= np.where(c.opens, 1, -_LATE_ACK)), late, sent)
+    running = c.own(*(c.flows.running_max(late, side & acknowledges) for side in c.sides))
+    scale = np.maximum(c.scales(), 0)
+    arrives, offers = _arrives(c, offset), c.opens & ~c.has(RST)
+    overrun = offers & ((arrives - np.where(acknowledges, running, 0) >> scale) + 1 > _MAX_WINDOW)
+    running = np.where(c.flows.any_in_flow(overrun), sent, running)
     silent = np.where(c.flows.after(~c.has(RST)) > 0, 0, c.ack)  # without ACK the number means nothing, but is read
     ack = np.where(acknowledges, (other_base + running) % _WRAP, np.where(c.has(SYN), 0, silent))
+    c.put("tcp.acknowledgment", "ack", ack)
 
-    window = np.where(c.opens & ~c.has(RST), np.maximum(c.window, (need >> np.maximum(scale, 0)) + 1), c.window)
+    need = (arrives - np.where(acknowledges, running, 0) >> scale) + 1
+    window = np.where(offers, np.clip(need, c.window, _MAX_WINDOW), c.window)
     shut = (window == 0) & ~c.has(SYN | FIN | RST)
-    usual = (c.flows.initial(c.window, side & (c.window > 0), _MAX_WINDOW) for side in (c.forth, ~c.forth))
-    window = np.where(shut, c.own(*usual), window)
-    return attrs.evolve(c, seq=seq, ack=ack, window=window)
+    if shut.any():
+        usual = (c.flows.initial(c.window, side & (c.window > 0), _MAX_WINDOW) for side in c.sides)
+        window = np.where(shut, c.own(*usual), window)
+    c.put("tcp.window", "window", window)
 
 
-def _need(c: Connections, acknowledged: Array) -> NDArray[np.int64]:
+def _sequence(c: Connections, offset: Array, keep: bool) -> NDArray[np.int64]:
     """
-    Return the bytes that the other side has in flight at most, from each segment to the next of the same sender.
+    Return where each segment begins, int64[n], given where its number says so: where its sender's last one ended. A RST
+    may stand on what was sent, but not on SYN.
+
+    keep  Leave those that repeat what was sent, and those that leave a gap, unless that is beyond what the other side's
+          window can be (of a part of a connection: 65,535). A segment without data, SYN or FIN repeats nothing, and
+          FIN comes last.
     """
-    n = len(c.flows)
-    end = np.append(c.flows.heads, n)[c.flows.flow + 1]  # where the flow ends
-    flight = np.zeros(n, np.int64)
-    for side in (c.forth, ~c.forth):
+    flows, consumed, lowest = c.flows, c.consumed, np.where(c.opens, 1, 0)
+    kept = keep & ~c.has(SYN | RST) & (offset >= lowest)
+    window = (_MAX_WINDOW << np.maximum(c.scales(), 0)) - 2
+    while True:  # each round lets go of those that do not fit to what the others make of the sequence space
+        begin = np.zeros(len(offset), np.int64)
+        wrong = np.zeros(len(offset), bool)
+        for side in c.sides:
+            # The furthest after each segment is max(what was before + its length, or if kept: its own end).
+            added = np.where(side & ~kept, consumed, 0)
+            total = flows.before(added) + added
+            furthest = total + np.maximum(flows.running_max(offset + consumed - total, side & kept), 0)
+            before, other = flows.last(side), flows.last(~side & ~c.has(RST))
+            reached = np.where(before >= 0, furthest[before], 0)
+            edge = np.where(other >= 0, furthest[other] + window[other], _MAX_WINDOW)
+            begin = np.where(side, np.where(kept, offset, reached), begin)
+            ends = c.has(FIN) | (consumed == 0)
+            wrong |= side & kept & ((begin + consumed > edge) | ends & (offset < reached))
+            pushed = side & ~kept & (begin + consumed > edge) & c.opens  # over the edge, by a gap before it
+            wrong |= kept & flows.any_in_flow(pushed)
+        if not wrong.any():
+            break
+        kept &= ~wrong
+    return np.where(c.has(RST) & (offset >= lowest) & (offset <= begin), offset, begin)
+
+
+def _arrives(c: Connections, offset: Array) -> NDArray[np.int64]:
+    """
+    Return how far the other side gets before the sender of each segment sends its next: int64[n].
+    """
+    end = np.append(c.flows.heads, len(c.flows))[c.flows.flow + 1]  # where the flow ends
+    furthest = np.zeros(len(c.flows), np.int64)
+    for side in c.sides:
         following = c.flows.next(side & ~c.has(RST))
         until = np.where(following >= 0, following, end) - 1
-        sent = c.sent(~side) + np.where(side, 0, c.consumed)
-        flight = np.where(side, sent[until] - acknowledged, flight)
-    return flight
+        sent = np.maximum(c.flows.running_max(offset + c.consumed, ~side), 0)
+        furthest = np.where(side, sent[until], furthest)
+    return furthest
 
 
-def _stamp(c: Connections) -> None:
+def _stamped(c: Connections) -> NDArray[np.uint8]:
     """
-    Mend time stamps in place (RFC 7323): a sender's clock that does not go back and ticks at most once a millisecond is
-    kept (0 stands for a clock that was not read yet, as in Windows' SYN), another is replaced by one of 1000 ticks a
-    second from its first value; the echo is a value that the other side has sent, its latest if it was not one.
+    Return the options with valid time stamps (RFC 7323): a sender's clock that does not go back and ticks at most once
+    a millisecond is kept (0 stands for a clock that was not read, as in Windows' SYN), another is replaced by one of
+    1000 ticks a second from its first value; the echo is a value that the other side has sent, its latest if it was not
+    one. Only a part of a connection may echo what was sent before or what was not captured.
     """
-    at = find(c.kinds, TIMESTAMPS)
+    at = c.find(TIMESTAMPS)
     has = at >= 0
+    if not has.any():
+        return c.options
     value, echo = c.number(np.where(has, at + 2, -1)), c.number(np.where(has, at + 6, -1))
+    read = has & (value > 0)
     elapsed = np.zeros((2, len(at)), np.int64)  # ticks of initiator and responder since its first
     base = np.zeros((2, len(at)), np.int64)
-    for k, side in enumerate((c.forth, ~c.forth)):
-        mine = has & side
+    for k, side in enumerate(c.sides):
+        mine = read & side
         before = c.flows.last(mine)
         step = np.where(mine & (before >= 0), _signed(value - value[before]), 0)
         span_ns = np.where(before >= 0, c.times - c.times[before], 0)
-        wild = mine & ((step < 0) | (step > span_ns * _CLOCK_HZ // 10**9 + _CLOCK_SLACK)) & (value[before] > 0)
+        wild = mine & ((step < 0) | (step > span_ns * _CLOCK_HZ // 10**9 + _CLOCK_SLACK))
         base[k] = c.flows.initial(value, mine)
         begin = c.flows.initial(c.times, mine)
         kept = c.flows.before(step) + step
         elapsed[k] = np.where(c.flows.any_in_flow(wild), (c.times - begin) // _NS_A_TICK, kept)
     own_base, other_base = c.own(*base), c.own(*base[::-1])
     own = c.own(*elapsed)
-    c.set_number(np.where(has, at + 2, -1), (own_base + own) % _WRAP)
+    options = c.options.copy()
+    _put_number(options, np.where(read, at + 2, -1), (own_base + own) % _WRAP)
 
-    latest = c.own(c.flows.last(has & ~c.forth), c.flows.last(has & c.forth))
-    anything = c.own(c.flows.any_in_flow(has & ~c.forth), c.flows.any_in_flow(has & c.forth))
+    latest = c.own(*(c.flows.last(read & side) for side in c.sides[::-1]))
+    anything = c.own(*(c.flows.any_in_flow(read & side) for side in c.sides[::-1]))
     newest = np.where(latest >= 0, own[latest], 0)
     late = _signed(echo - other_base)
-    good = (late <= newest) & (late >= np.where(c.opens, 0, -_OLD_ECHO)) | ~anything
+    slack = np.where(c.opens, 0, _CLOCK_SLACK)
+    good = (late <= newest + slack) & (late >= np.where(c.opens, 0, -_OLD_ECHO)) | ~anything
+    good |= (echo == 0) & (c.has(SYN) | (latest < 0))
     echo = np.where(good, echo, (other_base + newest) % _WRAP)
-    c.set_number(np.where(has, at + 6, -1), np.where(c.has(ACK), echo, 0))
-
-
-def _drop_sack(c: Connections) -> None:
-    """
-    Take out SACK blocks of what the other side has not sent (RFC 2018 section 3).
-    """
-    bad = (c.kinds == SACK) & _bad_sack(c)[:, None]
-    c.options, _ = squeeze(c.options, c.sizes, extent(c.options, c.kinds, bad))
+    _put_number(options, np.where(has, at + 6, -1), np.where(c.has(ACK), echo, 0))
+    return options
 
 
 def _bad_sack(c: Connections) -> NDArray[np.bool_]:
     """
     Return bool[n]: a SACK block is empty, or not within what the other side has sent.
     """
-    at = find(c.kinds, SACK)
-    blocks = np.where(at >= 0, (np.take_along_axis(c.options, at[:, None] + 1, 1)[:, 0] - 2) // 8, 0)
-    bases = _bases(c)
-    other_base = c.own(bases[1], bases[0])
-    other_sent = c.own(c.sent(~c.forth), c.sent(c.forth))
+    at = c.find(SACK)
     bad = np.zeros(len(at), bool)
+    if (at < 0).all():
+        return bad
+    blocks = np.where(at >= 0, (np.take_along_axis(c.options, at[:, None] + 1, 1)[:, 0] - 2) // 8, 0)
+    bases, sent = _bases(c), _offsets(c)[2]
+    other_base = c.own(*bases[::-1])
     for k in range(4):
         here = np.where(k < blocks, at + 2 + 8 * k, -1)
         left, right = c.number(here), c.number(np.where(here >= 0, here + 4, -1))
         begin, end = _signed(left - other_base), _signed(right - other_base)
-        bad |= (here >= 0) & ((end <= begin) | (end > other_sent) | (begin < np.where(c.opens, 0, -_LATE_ACK)))
+        bad |= (here >= 0) & ((end <= begin) | (end > sent) | (begin < np.where(c.opens, 0, -_LATE_ACK)))
     return bad
 
 
 # --- check --------------------------------------------------------------------------------------------------------
 
 
-def _faults(c: Connections) -> dict[str, Array]:
+def _faults(c: Connections, keep: bool) -> dict[str, Array]:
     """
     Return the segments that break each rule, by rule: bool[n].
     """
     syn, fin, rst, acks = c.has(SYN), c.has(FIN), c.has(RST), c.has(ACK)
     position = c.flows.position
-    walked, _ = walk(c.options, c.sizes, _WELL_FORMED)
-    handshake_kinds = np.isin(c.kinds, (MSS, WINDOW_SCALE, SACK_PERMITTED))
-    twice = np.stack([(c.kinds == k).sum(1) > 1 for k in (MSS, WINDOW_SCALE, SACK_PERMITTED)])
-    first_syn = syn & ~acks
-
-    # The next sequence number of each side: the furthest that it has reached.
     bases = _bases(c)
-    own_base, other_base = c.own(*bases), c.own(*bases[::-1])
-    start = _signed(c.seq - own_base)
-    end = start + c.consumed
-    reached, seen = [], []
-    for side in (c.forth, ~c.forth):
-        before = c.flows.last(side)
-        high = c.flows.running_max(end, side)
-        reached.append(np.where(before >= 0, high[before], 0))
-        seen.append(before >= 0)
-    own_end, other_end = c.own(*reached), c.own(*reached[::-1])
-    own_seen, other_seen = c.own(*seen), c.own(*seen[::-1])
-    sides = (c.forth, ~c.forth)
-    fins = c.own(*(c.flows.before(fin & side) for side in sides))
-    reset = [c.flows.last(rst & side) for side in sides]
+    offset, own_end, other_end = _offsets(c)
+    own_seen = c.own(*(c.flows.last(side) for side in c.sides)) >= 0
+    other_seen = c.own(*(c.flows.last(side) for side in c.sides[::-1])) >= 0
+    fins = c.own(*(c.flows.before(fin & side) for side in c.sides))
+    reset = [c.flows.last(rst & side) for side in c.sides]
     own_reset, other_reset = c.own(*reset), c.own(*reset[::-1])
     after_reset = (own_reset >= 0) | (other_reset >= 0) & (c.times > c.times[other_reset] + _IN_FLIGHT_NS)
-    acknowledged = np.where(acks, _signed(c.ack - other_base), 0)
+    acknowledged = np.where(acks, _signed(c.ack - c.own(*bases[::-1])), 0)
+    before = c.own(*(c.flows.last(acks & side) for side in c.sides))
+    highest = c.own(*(c.flows.running_max(acknowledged, acks & side) for side in c.sides))
+    taken_back = (before >= 0) & (acknowledged < highest[before])
+    jumps = own_seen & np.where(rst, c.opens & (offset < np.minimum(own_end, 1)), offset != own_end)
+    if keep:
+        jumps &= _sequence(c, offset, keep) != offset
     return {
         "tcp.reserved": c.reserved > 0,
-        "tcp.options": (walked != c.options).any(1),
-        "tcp.option-place": (handshake_kinds & ~syn[:, None]).any(1) | twice.any(0),
-        "tcp.flags": syn & (fin | rst) | ~acks & ~syn & ~rst,
-        "tcp.syn": syn & ~((position == 0) & first_syn | (position == 1) & acks),
+        "tcp.options": (walk(c.options, c.sizes, _WELL_FORMED, _MEND)[0] != c.options).any(1),
+        "tcp.option-place": _misplaced(c.flows, c.opens, c.flags, c.kinds).any(1),
+        "tcp.option-value": _small_mss(c) | _large_scale(c),
+        "tcp.flags": syn & rst | (syn | rst) & fin | _needs_ack(c) & ~acks & ~syn,
+        "tcp.syn": syn & ~((position == 0) & ~acks | (position == 1) & acks),
         "tcp.syn-data": (syn | rst) & (c.payload > 0),
         "tcp.urgent": ~_urgent(c) & ((c.urgent > 0) | c.has(URG)),
-        "tcp.acknowledgment": np.where(acks, other_seen & (acknowledged > other_end), syn & (c.ack > 0)),
-        "tcp.sequence": own_seen & ~rst & (start != own_end),
+        "tcp.acknowledgment": np.where(acks, other_seen & (acknowledged > other_end) | taken_back, syn & (c.ack > 0)),
+        "tcp.sequence": jumps,
         "tcp.after-fin": (fins > 0) & ((c.payload > 0) | fin | syn),
         "tcp.after-rst": after_reset & ~rst,
-        "tcp.window": (c.window == 0) & ~(syn | fin | rst) | _overruns(c, end, acknowledged),
+        "tcp.window": (c.window == 0) & ~(syn | fin | rst) | _overruns(c, offset + c.consumed, acknowledged),
         "tcp.mss": c.payload > c.largest_payload(),
-        "tcp.timestamps": _bad_stamps(c),
+        "tcp.timestamps": (_stamped(c) != c.options).any(1),
         "tcp.sack": _bad_sack(c),
     }
 
@@ -611,12 +739,3 @@ def _overruns(c: Connections, end: Array, acknowledged: Array) -> Array:
     offers = ~c.has(RST)
     other = c.own(c.flows.last(offers & ~c.forth), c.flows.last(offers & c.forth))
     return c.opens & (c.payload > 0) & (other >= 0) & (end > edge[other])
-
-
-def _bad_stamps(c: Connections) -> Array:
-    """
-    Return bool[n]: time stamps that `_stamp` would change.
-    """
-    mended = attrs.evolve(c, options=c.options.copy())
-    _stamp(mended)
-    return (mended.options != c.options).any(1)

@@ -10,53 +10,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netdiffusion_core.interfaces import RuleSet
-from netdiffusion_core.model import UDP, Encoded, Traffic, Violation
+from netdiffusion_core.model import UDP
 
 from .bits import Bits
-from .checksum import wrong_transport_checksums
 from .headers import Draft, malformed_transport
-from .rules import RULES, rules_of
+from .rules import rules_of
+from .ruleset import InetRules
 
 Array = NDArray[Any]
 
 
-class UdpRules(RuleSet):
+class UdpRules(InetRules):
     """
     Each UDP header by itself.
     """
 
+    name = header = "udp"
+    checksums = ("udp",)
     rules = rules_of("udp")
 
-    def constrain(self, encoded: Encoded) -> Encoded:
+    def settle(self, bits: Bits) -> None:
         """
         Give every packet of a UDP flow a whole UDP header.
         """
-        if not encoded.layout.has("udp"):
-            return encoded
-        bits = Bits(encoded)
         bits.complete("udp", 64, bits.live & (bits.protocols == UDP))
-        return bits.encoded()
 
-    def repair(self, traffic: Traffic, rng: np.random.Generator) -> Traffic:
+    def mend(self, draft: Draft, rng: np.random.Generator) -> None:
         """
         Mend length and checksum.
         """
-        traffic = traffic.packed()
-        draft = Draft(traffic)
-        wrong = _wrong_checksums(draft)
-        draft.put("udp.len", *_wrong_lengths(draft))
-        return draft.finish(seal=wrong)
+        draft.put("udp.length", "udp.len", *_wrong_lengths(draft))
 
-    def check(self, traffic: Traffic) -> Iterator[Violation]:
+    def faults(self, draft: Draft) -> Iterator[tuple[str, Array]]:
         """
         Yield what `rules` says.
         """
-        traffic = traffic.packed()
-        draft = Draft(traffic)
-        yield from RULES["udp.header"].broken(traffic, malformed_transport(traffic, draft.headers, (UDP,)))
-        yield from RULES["udp.length"].broken(traffic, _wrong_lengths(draft)[0])
-        yield from RULES["udp.checksum"].broken(traffic, _wrong_checksums(draft))
+        yield "udp.header", malformed_transport(draft.traffic, draft.headers, UDP)
+        yield "udp.length", _wrong_lengths(draft)[0]
+        yield "udp.checksum", draft.wrong_checksums("udp", draft.judgeable())[0]
 
 
 def _wrong_lengths(draft: Draft) -> tuple[Array, Array]:
@@ -68,10 +59,3 @@ def _wrong_lengths(draft: Draft) -> tuple[Array, Array]:
     right = 8 + h.payload_lengths[i]
     wrong = draft.get("udp.len", i) != right
     return i[wrong], right[wrong]
-
-
-def _wrong_checksums(draft: Draft) -> NDArray[np.int64]:
-    """
-    Return the packets whose checksum is wrong. IPv6 demands one (RFC 8200 section 8.1).
-    """
-    return wrong_transport_checksums(draft.traffic, draft.headers, (UDP,))

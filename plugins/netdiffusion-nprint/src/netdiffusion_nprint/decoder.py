@@ -5,6 +5,7 @@ put each header to its place.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 import attrs
@@ -34,6 +35,7 @@ _PAPER_IAT_US = 1000  # the paper's layout has no time: its packets come a milli
 _FRAGMENT, _AUTHENTICATION, _NO_NEXT_HEADER, _DESTINATION_OPTIONS = 44, 51, 59, 60
 _EXTENSIONS = (0, 43, _FRAGMENT, _AUTHENTICATION, _DESTINATION_OPTIONS, 135)
 _ECHO_TYPES = (0, 8, 128, 129)
+DEFAULT_NETS = ("10.0.0.0/8,fd00::/8", "198.18.0.0/15,2001:db8::/32")  # the latter: RFC 2544, RFC 3849
 _HEADERS = ("ipv4", "ipv6", "tcp", "udp", "icmp")
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1).astype(np.uint8)  # bits set in a byte
 
@@ -77,7 +79,14 @@ class _Rows:
         return head
 
 
-def decode(encoded: Encoded, rng: np.random.Generator, *, ethernet: bool, payload: str) -> Traffic:
+def decode(
+    encoded: Encoded,
+    rng: np.random.Generator,
+    *,
+    ethernet: bool,
+    payload: str,
+    nets: tuple[str, str] = DEFAULT_NETS,
+) -> Traffic:
     """
     See `encoder.NprintEncoder.decode`, which is this with the encoder's options.
     """
@@ -102,7 +111,7 @@ def decode(encoded: Encoded, rng: np.random.Generator, *, ethernet: bool, payloa
     ends = np.cumsum(captured)
     total = int(ends[-1]) if n else 0
 
-    hosts = _draw_hosts(len(encoded), rng)
+    hosts = _draw_hosts(len(encoded), nets, rng)
     if payload == "random":
         data = rng.integers(0, 256, total, np.uint8)
         put_bytes(data, ends - padding, np.broadcast_to(np.uint8(0), (n, 127)), np.where(is_cut, 0, padding))
@@ -250,25 +259,50 @@ class _Hosts:
     mac: Array
 
 
-def _draw_hosts(flows: int, rng: np.random.Generator) -> _Hosts:
+def networks(name: str, text: str) -> dict[int, ipaddress.IPv4Network | ipaddress.IPv6Network]:
     """
-    Draw addresses that belong to nobody. No two flows have the same initiator.
+    Read ``10.0.0.0/8,fd00::/8`` into networks by IP version; the defaults fill in for a version that is not there.
+    Raises ValueError, one sentence.
     """
-    responders = 2**17 - 2  # 198.18.0.0/15 without its first and last address
-    numbers = np.stack(
-        [
-            (10 << 24) + 1 + rng.choice(2**24 - 2, flows, replace=False),
-            (198 << 24) + (18 << 16) + 1 + np.resize(rng.permutation(responders), flows),
-        ],
-        axis=1,
-    )
-    ipv4 = numbers.astype(">u4")[..., None].view(np.uint8)
-    ipv6 = rng.integers(0, 256, (flows, 2, 16), np.uint8)
-    ipv6[:, 0, 0] = 0xFD  # RFC 4193
-    ipv6[:, 1, :4] = (0x20, 0x01, 0x0D, 0xB8)
-    ipv6[:, :, 12:] = ipv4
+    default = DEFAULT_NETS[name.startswith("server")]
+    found: dict[int, ipaddress.IPv4Network | ipaddress.IPv6Network] = {}
+    for word in text.split(","):
+        try:
+            net = ipaddress.ip_network(word.strip())
+        except ValueError as error:
+            raise ValueError(f"{name} {text!r}: {error}; write it like {default}") from None
+        if net.version in found:
+            raise ValueError(f"{name} {text!r} names two networks of IPv{net.version}; give one")
+        if net.num_addresses < 4:
+            raise ValueError(f"{name} {text!r}: {net} has no room for hosts; give a larger one")
+        found[net.version] = net
+    return {net.version: net for net in map(ipaddress.ip_network, default.split(","))} | found
+
+
+def _draw_hosts(flows: int, nets: tuple[str, str], rng: np.random.Generator) -> _Hosts:
+    """
+    Draw addresses that belong to nobody: no two flows have the same initiator, as long as its network has room.
+    """
+    client, server = networks("client_net", nets[0]), networks("server_net", nets[1])
+    ipv4 = np.stack([_draw(client[4], flows, rng), _draw(server[4], flows, rng)], axis=1)[..., 12:]
+    ipv6 = np.stack([_draw(client[6], flows, rng), _draw(server[6], flows, rng)], axis=1)
     mac = np.concatenate([np.broadcast_to(np.array([2, 0], np.uint8), (flows, 2, 2)), ipv4], axis=2)
     return _Hosts(ipv4=ipv4, ipv6=ipv6, mac=mac)
+
+
+def _draw(net: ipaddress.IPv4Network | ipaddress.IPv6Network, flows: int, rng: np.random.Generator) -> Array:
+    """
+    Draw hosts of a network, all different as long as there are enough: uint8[flows, 16], IPv4 in the last four bytes.
+    """
+    bits = net.max_prefixlen - net.prefixlen
+    if bits <= 24:  # without the first and the last address, which are not hosts' (RFC 1122 section 3.2.1.3)
+        room = 2**bits - 2
+        host = 1 + np.resize(rng.choice(room, min(flows, room), replace=False), flows).astype(np.uint64)
+    else:
+        host = rng.integers(1, 2 ** min(bits, 63) - 1, flows, np.uint64)
+    octets = np.zeros((flows, 16), np.uint8)
+    octets[:, 8:] = host.astype(">u8")[:, None].view(np.uint8)
+    return octets | np.frombuffer(int(net.network_address).to_bytes(16), np.uint8)
 
 
 def _flow_table(encoded: Encoded, rows: _Rows, head: Array, direction: Array, hosts: _Hosts) -> FlowTable:

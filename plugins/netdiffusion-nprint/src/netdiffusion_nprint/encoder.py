@@ -21,7 +21,7 @@ from netdiffusion_core.interfaces import Encoder
 from netdiffusion_core.model import ICMP, ICMPV6, TCP, UDP, Encoded, Layout, Traffic
 
 from .arguments import parse
-from .decoder import decode
+from .decoder import decode, networks
 from .layout import COLUMN, LAYOUTS, PAPER, TRACE_COLUMN
 from .rows import nprint_emits
 
@@ -59,6 +59,16 @@ class Options:
         default="zeros",  # random bytes on a known port are malformed packets to a dissector
         validator=attrs.validators.in_(("random", "zeros", "none")),
         metadata={"help": "bytes behind the headers of decoded packets; none: cut there, as a snap length does"},
+    )
+    client_net: str = attrs.field(
+        default="10.0.0.0/8,fd00::/8",
+        validator=lambda _, attribute, value: (networks(attribute.name, value), None)[1],
+        metadata={"help": "networks of initiators in decoded packets: one of IPv4, one of IPv6, or both"},
+    )
+    server_net: str = attrs.field(
+        default="198.18.0.0/15,2001:db8::/32",  # RFC 2544, RFC 3849
+        validator=lambda _, attribute, value: (networks(attribute.name, value), None)[1],
+        metadata={"help": "networks of responders, likewise"},
     )
     compat: Literal["none", "nprint"] = attrs.field(
         default="none",
@@ -181,8 +191,8 @@ class NprintEncoder(Encoder):
         word that is not whole, and of two headers that exclude each other the one with more bits is taken. A bit that
         is missing within a header is 0. A packet is as long as its IP header says, but not shorter than its headers.
 
-        Drawn from `rng`: an initiator in 10.0.0.0/8 or fd00::/8 and a responder in 198.18.0.0/15 (RFC 2544) or
-        2001:db8::/32 (RFC 3849) for each flow, and the payload. MAC addresses are locally administered.
+        Drawn from `rng`: an initiator in `client_net` and a responder in `server_net` for each flow, and the payload.
+        MAC addresses are locally administered.
 
         Raises DataError for rows of another layout.
         """
@@ -191,7 +201,13 @@ class NprintEncoder(Encoder):
                 f"these rows have the layout {encoded.layout.name} version {encoded.layout.version}, the encoder reads "
                 f"{self.layout.name} version {self.layout.version}: choose another encoder.layout or encode again"
             )
-        return decode(encoded, rng, ethernet=self.options.link == "ethernet", payload=self.options.payload)
+        return decode(
+            encoded,
+            rng,
+            ethernet=self.options.link == "ethernet",
+            payload=self.options.payload,
+            nets=(self.options.client_net, self.options.server_net),
+        )
 
 
 def _copy_headers(out: Array, traffic: Traffic, headers: Dissection) -> None:

@@ -1,0 +1,178 @@
+"""
+What the rules changed: recording it, counting it, writing it down.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .model import MISSING, Encoded, Repair, Rule, Score, Traffic
+
+WORD_BITS = 32
+"""A field of more bits than an integer holds is recorded in words of so many, ``tcp.opt.0`` first."""
+
+_CHECKSUMS = ".cksum"  # they follow from everything else, drawn addresses included
+
+
+class Recorder:
+    """
+    The `interfaces.Record` that keeps what it is told about one traffic, in `repairs`.
+    """
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.repairs: list[Repair] = []
+        self._flow_of = traffic.flow_of
+        order, starts = traffic.by_flow()
+        self._position = np.full(len(traffic), -1)
+        self._position[order] = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
+
+    def __call__(
+        self,
+        rule: str,
+        field: str,
+        packets: NDArray[Any],
+        before: NDArray[Any],
+        after: NDArray[Any],
+        bits: NDArray[Any] | None = None,
+    ) -> None:
+        """
+        See `interfaces.Record`.
+        """
+        if not len(packets):
+            return
+        before, after = (np.broadcast_to(np.asarray(v, np.int64), len(packets)) for v in (before, after))
+        self.repairs.append(
+            Repair(
+                rule=rule,
+                field=field,
+                flows=self._flow_of[packets],
+                packets=self._position[packets],
+                before=before,
+                after=after,
+                bits=np.bitwise_count(before ^ after) if bits is None else bits,
+            )
+        )
+
+
+def compare_rows(rule: str, before: Encoded, after: Encoded) -> list[Repair]:
+    """
+    Find what changed between two encodings of the same packets, field by field.
+    """
+    if before.rows is after.rows:
+        return []
+    differs = before.rows != after.rows
+    changed_columns = np.append(0, np.cumsum(differs.any(0)))
+    repairs = []
+    flow_of = before.flow_of
+    for field, start, stop in _words(before):
+        if changed_columns[stop] > changed_columns[start]:
+            i = np.flatnonzero(differs[:, start:stop].any(1))
+            old, new = (_numbers(encoded.rows[i, start:stop]) for encoded in (before, after))
+            repairs.append(
+                Repair(
+                    rule=rule,
+                    field=field,
+                    flows=flow_of[i],
+                    packets=i - before.starts[flow_of[i]],
+                    before=old,
+                    after=new,
+                    bits=differs[i, start:stop].sum(1),
+                )
+            )
+    return repairs
+
+
+def summary(repairs: Iterable[Repair], rules: Sequence[Rule], packets: int) -> list[dict[str, Any]]:
+    """
+    Return one row a rule that changed something: what must hold, packets and bits that it changed.
+
+    packets  of the traffic, for the share
+    """
+    known = {rule.id: rule.summary for rule in rules}
+    of_rule: dict[str, list[Repair]] = defaultdict(list)
+    for repair in repairs:
+        of_rule[repair.rule].append(repair)
+    rows = []
+    for rule, mine in of_rule.items():
+        places = np.unique(np.concatenate([r.flows << 32 | r.packets for r in mine]))
+        rows.append(
+            {
+                "rule": rule,
+                "what must hold": known.get(rule, ""),
+                "packets": len(places),
+                "of all packets": f"{len(places) / max(packets, 1):.1%}",
+                "bits": sum(int(r.bits.sum()) for r in mine),
+            }
+        )
+    return rows
+
+
+def bits_per_packet(repairs: Iterable[Repair], packets: int) -> float:
+    """
+    Return how many bits of a packet the rules changed on average; checksums do not count.
+    """
+    changed = sum(int(r.bits.sum()) for r in repairs if not r.field.endswith(_CHECKSUMS))
+    return changed / packets if packets else float("nan")
+
+
+def score(repairs: Iterable[Repair], packets: int, floor: float) -> Score:
+    """
+    Return the figure ``repairs.bits``: a model that needs fewer repairs is a better model.
+
+    floor  the same for real flows that were encoded and went the same way
+    """
+    return Score(
+        name="repairs.bits",
+        value=bits_per_packet(repairs, packets),
+        goal="minimize",
+        lower=0,
+        upper=float("inf"),
+        floor=floor,
+        summary="Bits that the protocol rules had to change, a packet, checksums not counted.",
+    )
+
+
+def write_csv(path: Path, repairs: Iterable[Repair], files: Sequence[str]) -> None:
+    """
+    Write every change as a line of a gzipped CSV file.
+
+    files  the name of each flow's capture
+    """
+    names: Mapping[int, str] = dict(enumerate(files))
+    with gzip.GzipFile(path, "wb", compresslevel=5, mtime=0) as packed, io.TextIOWrapper(packed, "utf-8") as text:
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(["file", "packet", "rule", "field", "before", "after", "bits"])
+        for r in repairs:
+            columns = (r.flows, r.packets + 1, r.before, r.after, r.bits)
+            lines.writerows(
+                (names.get(flow, ""), packet, r.rule, r.field, before, after, bits)
+                for flow, packet, before, after, bits in zip(*(c.tolist() for c in columns), strict=True)
+            )
+
+
+def _words(encoded: Encoded) -> Iterable[tuple[str, int, int]]:
+    """
+    Yield each field's name and columns, long fields word by word.
+    """
+    start = 0
+    for name, bits in encoded.layout.fields:
+        if bits <= 62:
+            yield name, start, start + bits
+        else:
+            for word in range(0, bits, WORD_BITS):
+                yield f"{name}.{word // WORD_BITS}", start + word, start + min(word + WORD_BITS, bits)
+        start += bits
+
+
+def _numbers(bits: NDArray[np.int8]) -> NDArray[np.int64]:
+    weights = 1 << np.arange(bits.shape[1], dtype=np.int64)[::-1]
+    return np.where((bits == MISSING).any(1), -1, (bits == 1) @ weights)
