@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from mmap import MADV_DONTNEED, mmap
+from types import MappingProxyType
 from typing import Any, Literal
 
 import attrs
@@ -209,6 +211,19 @@ def concatenate(parts: Sequence[Traffic]) -> Traffic:
     )
 
 
+@cache
+def _spans(fields: tuple[tuple[str, int], ...]) -> Mapping[str, slice]:
+    spans: dict[str, slice] = {}
+    start = 0
+    for name, bits in fields:
+        header = name.split(".")[0]
+        first = spans[header].start if header in spans else start
+        spans[header] = slice(first, start + bits)
+        spans[name] = slice(start, start + bits)
+        start += bits
+    return MappingProxyType(spans)
+
+
 @attrs.frozen(kw_only=True)
 class Layout:
     """
@@ -247,15 +262,7 @@ class Layout:
         """
         Return the columns of every header and every field by name.
         """
-        spans: dict[str, slice] = {}
-        start = 0
-        for name, bits in self.fields:
-            header = name.split(".")[0]
-            first = spans[header].start if header in spans else start
-            spans[header] = slice(first, start + bits)
-            spans[name] = slice(start, start + bits)
-            start += bits
-        return spans
+        return _spans(self.fields)
 
     def span(self, name: str) -> slice:
         """

@@ -42,7 +42,7 @@ HOMES = {
     "nprint": "netdiffusion-nprint",
     "stable-diffusion": "netdiffusion-stable-diffusion",
     **dict.fromkeys(("bernoulli", "bootstrap"), "netdiffusion-baselines"),
-    **dict.fromkeys(("ipv4", "tcp", "udp", "icmp", "interpacket"), "netdiffusion-inet"),
+    **dict.fromkeys(("ipv4", "ipv6", "tcp", "udp", "icmp", "icmpv6", "interpacket"), "netdiffusion-inet"),
     **dict.fromkeys(("fidelity", "utility", "compliance"), "netdiffusion-evaluators"),
 }
 """Which distribution to install for a component of ours: for the hint of an error only."""

@@ -9,6 +9,7 @@ import gzip
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,14 @@ class Recorder:
 
     def __init__(self, traffic: Traffic) -> None:
         self.repairs: list[Repair] = []
-        self._flow_of = traffic.flow_of
-        order, starts = traffic.by_flow()
-        self._position = np.full(len(traffic), -1)
-        self._position[order] = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
+        self._traffic = traffic
+
+    @cached_property
+    def _position(self) -> NDArray[np.int64]:
+        order, starts = self._traffic.by_flow()
+        position = np.full(len(self._traffic), -1)
+        position[order] = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
+        return position
 
     def __call__(
         self,
@@ -54,7 +59,7 @@ class Recorder:
             Repair(
                 rule=rule,
                 field=field,
-                flows=self._flow_of[packets],
+                flows=self._traffic.flow_of[packets],
                 packets=self._position[packets],
                 before=before,
                 after=after,

@@ -112,6 +112,13 @@ def test_the_stages_one_by_one(netdiff: Netdiff, data: Path) -> None:
     assert table.code == 1
     assert table.out.splitlines()[1].split()[:3] == ["toy.ttl", "error", str(document["errors"])]
     assert netdiff("check", "raw", "--rules-off", "toy.ttl").code == 0
+    Path("mixed").mkdir()
+    Path("mixed/good.pcap").write_bytes(next(Path("clean").rglob("*.pcap")).read_bytes())
+    Path("mixed/bad.pcap").write_bytes(Path("mixed/good.pcap").read_bytes()[:24] + b"\xff" * 16)
+    mixed = netdiff("check", "mixed")
+    assert mixed.code == 1
+    assert "left out: mixed/bad.pcap is damaged" in mixed.err
+    assert "0 errors and 0 warnings in 1 file" in mixed.err
     unknown = netdiff("check", "raw", "--rules-off", "toy.tll")
     assert (unknown.code, "Did you mean 'toy.ttl'?" in unknown.err) == (2, True)
     assert netdiff("check", "clean").code == 0

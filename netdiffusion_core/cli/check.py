@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, RuleNames, RulesOff, Session, print_json, print_rows
+from .common import Json, RuleNames, RulesOff, Session, logger, print_json, print_rows
 
 
 def check(
@@ -22,7 +22,8 @@ def check(
     json: Json = False,
 ) -> int:
     """
-    Look for packets that break a protocol's rules; by default with all rule sets. Exit code 1 when there are errors.
+    Look for packets that break a protocol's rules; by default with all rule sets. Exit code 1 when there are errors,
+    or captures that cannot be read.
 
     Example: netdiff check first-run/synthetic --rules tcp,udp --json
     """
@@ -30,30 +31,40 @@ def check(
     import attrs
 
     from .. import pipeline
+    from ..errors import DataError
 
     if "rules.names" not in given:
         config = attrs.evolve(config, rules=session.plugins.names("rules"))
     chosen, _ = pipeline.prepare_rules(config, session.plugins)
     files = pipeline.capture_files(captures)
     found: list[dict[str, Any]] = []
+    unread = 0
     with session.terminal.progress("check", len(files)) as advance:
         for name, path in files.items():
-            violations = pipeline.check(pipeline.read(path, session.plugins), chosen)
+            try:
+                violations = pipeline.check(pipeline.read(path, session.plugins), chosen)
+            except DataError as error:
+                if len(files) == 1:
+                    raise
+                logger.warning("left out: %s", error)
+                unread += 1
+                violations = ()
             found += [{"file": name, **attrs.asdict(v)} for v in violations]
             advance(note=name)
     errors = sum(v["severity"] == "error" for v in found)
     if json:
-        print_json({"files": len(files), "rules": [n for n, _ in chosen], "errors": errors, "violations": found})
-        return 1 if errors else 0
+        summary = {"files": len(files), "unread": unread, "rules": [n for n, _ in chosen], "errors": errors}
+        print_json({**summary, "violations": found})
+        return 1 if errors or unread else 0
     if each:
         for v in found:
             print(f"{v['file']}: {_place(v)}: {v['severity']}: {v['rule']}: {v['message']}")
     elif found:
         print_rows(_by_rule(found))
-    counts = ((errors, "error"), (len(found) - errors, "warning"), (len(files), "file"))
+    counts = ((errors, "error"), (len(found) - errors, "warning"), (len(files) - unread, "file"))
     said = [f"{count} {noun}" if count == 1 else f"{count} {noun}s" for count, noun in counts]
     session.terminal.say(f"{said[0]} and {said[1]} in {said[2]}")
-    return 1 if errors else 0
+    return 1 if errors or unread else 0
 
 
 def _place(violation: dict[str, Any]) -> str:
