@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .model import MISSING, Encoded, Repair, Rule, Score, Traffic
+from .model import Encoded, Repair, Rule, Score, Traffic, numbers
 
 WORD_BITS = 32
 """A field of more bits than an integer holds is recorded in words of so many, ``tcp.opt.0`` first."""
@@ -54,7 +54,7 @@ class Recorder:
         """
         if not len(packets):
             return
-        before, after = (np.broadcast_to(np.asarray(v, np.int64), len(packets)) for v in (before, after))
+        before, after = np.asarray(before, np.int64), np.asarray(after, np.int64)
         self.repairs.append(
             Repair(
                 rule=rule,
@@ -75,13 +75,14 @@ def compare_rows(rule: str, before: Encoded, after: Encoded) -> list[Repair]:
     if before.rows is after.rows:
         return []
     differs = before.rows != after.rows
-    changed_columns = np.append(0, np.cumsum(differs.any(0)))
+    changed_columns = np.append(0, np.cumsum(differs.any(0))).tolist()
     repairs = []
     flow_of = before.flow_of
     for field, start, stop in _words(before):
         if changed_columns[stop] > changed_columns[start]:
-            i = np.flatnonzero(differs[:, start:stop].any(1))
-            old, new = (_numbers(encoded.rows[i, start:stop]) for encoded in (before, after))
+            bits = differs[:, start:stop] @ np.ones(stop - start, np.uint8)
+            i = np.flatnonzero(bits > 0)
+            old, new = (numbers(encoded.rows[i, start:stop]) for encoded in (before, after))
             repairs.append(
                 Repair(
                     rule=rule,
@@ -90,7 +91,7 @@ def compare_rows(rule: str, before: Encoded, after: Encoded) -> list[Repair]:
                     packets=i - before.starts[flow_of[i]],
                     before=old,
                     after=new,
-                    bits=differs[i, start:stop].sum(1),
+                    bits=bits[i],
                 )
             )
     return repairs
@@ -176,8 +177,3 @@ def _words(encoded: Encoded) -> Iterable[tuple[str, int, int]]:
             for word in range(0, bits, WORD_BITS):
                 yield f"{name}.{word // WORD_BITS}", start + word, start + min(word + WORD_BITS, bits)
         start += bits
-
-
-def _numbers(bits: NDArray[np.int8]) -> NDArray[np.int64]:
-    weights = 1 << np.arange(bits.shape[1], dtype=np.int64)[::-1]
-    return np.where((bits == MISSING).any(1), -1, (bits == 1) @ weights)

@@ -36,9 +36,10 @@ def uint(data: Array, at: Array, size: int) -> NDArray[np.int64]:
     """
     Read big-endian unsigned integers of `size` bytes at these absolute positions; the caller knows they are inside.
     """
-    value = np.zeros(len(at), np.int64)
-    for i in range(size):
-        value = value << 8 | data[at + i]
+    value = data[at].astype(np.int64)
+    for i in range(1, size):
+        value <<= 8
+        value |= data[at + i]
     return value
 
 

@@ -4,7 +4,10 @@ Fixtures: the rule sets in their order, and Encoded flows that no model would da
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +52,34 @@ def rules() -> SimpleNamespace:
         return others
 
     return SimpleNamespace(sets=sets, without=without, constrain=constrain, repair=repair, check=check)
+
+
+OUR_PROTOCOLS = {
+    "frame", "eth", "ethertype", "ip", "ipv6", "ipv6.hopopts", "ipv6.dstopts", "tcp", "udp", "icmp", "icmpv6", "data",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tshark() -> Callable[..., list[list[str]]]:
+    """
+    ``tshark(path, only, *fields)`` returns these fields of the packets that a display filter shows, one list a packet;
+    several values of a field are joined by ``|``. Checksums are validated. Of protocols it knows ours and no others:
+    random payload on port 53 is no DNS, and that is none of the rules' business.
+    """
+    if shutil.which("tshark") is None:
+        pytest.skip("tshark is not installed (make test, on Debian as root)")
+    listed = subprocess.run(["tshark", "-G", "protocols"], capture_output=True, text=True, check=True).stdout
+    others = {line.split("\t")[2] for line in listed.splitlines()} - OUR_PROTOCOLS
+    switches = [word for name in sorted(others) for word in ("--disable-protocol", name)]
+    checks = [word for name in ("ip", "tcp", "udp") for word in ("-o", f"{name}.check_checksum:TRUE")]
+
+    def ask(path: Path, only: str, *fields: str) -> list[list[str]]:
+        wanted = [f"-e{field}" for field in fields]
+        command = ["tshark", *switches, *checks, "-r", path, "-Tfields", "-Eaggregator=|", *wanted, "-Y", only]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return [line.split("\t") for line in done.stdout.splitlines()]
+
+    return ask
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from scapy.all import (
     ICMPv6EchoReply,
     ICMPv6EchoRequest,
     ICMPv6ND_NS,
+    ICMPv6NDOptSrcLLAddr,
     ICMPv6TimeExceeded,
     IPOption,
     IPv6,
@@ -130,10 +131,10 @@ def test_each_transport_requires_ip_and_its_place_in_a_flow() -> None:
     assert all(requires[name] == {"ipv4", "ipv6", "interpacket"} for name in ("tcp", "udp", "icmp", "icmpv6"))
 
 
-def test_every_rule_is_listed_with_its_source(rules: SimpleNamespace) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    for rule in RULES.values():
-        assert f"| `{rule.id}` | {rule.severity} | {rule.summary} | {rule.source} |" in readme
+def test_the_reference_lists_every_rule_as_the_program_does(rules: SimpleNamespace) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "rules.md").read_text(encoding="utf-8")
+    rows = [line for line in page.split("## All rules")[1].split("\n## ")[0].splitlines() if line.startswith("| `")]
+    assert rows == [f"| `{rule.id}` | {rule.severity} | {rule.summary} | {rule.source} |" for rule in RULES.values()]
     listed = [rule.id for each in rules.sets for rule in each.rules]
     assert sorted(listed) == sorted(RULES)
     assert all(rule.source and rule.summary for rule in RULES.values())
@@ -215,6 +216,7 @@ BROKEN = {  # rule: (index of the packet in the conversation, header, field, val
     "tcp.syn-data": (0, TCP, "payload", Raw(b"x")),
     "tcp.mss": (4, TCP, "payload", Raw(b"a" * 3000)),
     "tcp.option-value": (0, TCP, "options", [("MSS", 100), *conversation()[0][TCP].options[1:]]),
+    "tcp.option-padding": (3, TCP, "options", [*[("NOP", None)] * 6, ("Timestamp", (121, 900))]),
     "tcp.option-place": (3, TCP, "options", [("MSS", 1460), *[("NOP", None)] * 8]),
     "tcp.options": (3, TCP, "options", [(99, b"x" * 6), (2, b"\x01"), ("NOP", None)]),
     "tcp.timestamps": (3, TCP, "options", [("NOP", None), ("NOP", None), ("Timestamp", (5, 900))]),
@@ -435,6 +437,16 @@ def test_an_error_about_nobodys_packet_becomes_a_question(rules: SimpleNamespace
     assert IP(rules.repair(traffic).packet(0)[14:])[ICMP].type == 8
 
 
+def test_neighbour_discovery_gets_its_hop_limit_and_stays(rules: SimpleNamespace) -> None:
+    ip = IPv6(src="fd00::1", dst="fd00::2", hlim=64)
+    asked = [LINK / ip / ICMPv6ND_NS(tgt="fd00::2") / ICMPv6NDOptSrcLLAddr(lladdr="02:00:00:00:00:01")] * 3
+    mended = [IPv6(rules.repair(traffic_of(asked)).packet(i)[14:]) for i in range(3)]
+    assert [(packet.hlim, packet[ICMPv6ND_NS].tgt) for packet in mended] == [(255, "fd00::2")] * 3
+    asked[1] = LINK / ip / ICMPv6ND_NS(tgt="fd00::2") / Raw(bytes(8))  # an option of length 0
+    repaired = rules.repair(traffic_of(asked))
+    assert [repaired.packet(i)[54] for i in range(3)] == [128] * 3
+
+
 def test_ports_are_those_that_most_packets_name(rules: SimpleNamespace) -> None:
     packets = [segment(i % 2 == 0, b"x", flags="A", seq=100, ack=100) for i in range(12)]
     traffic = traffic_of(packets)
@@ -444,6 +456,13 @@ def test_ports_are_those_that_most_packets_name(rules: SimpleNamespace) -> None:
     repaired = rules.repair(attrs.evolve(traffic, data=data))
     assert (repaired.flows.initiator_ports[0], repaired.flows.responder_ports[0]) == (40000, 80)
     assert all(TCP(repaired.packet(i)[34:]).sport == (40000, 80)[i % 2] for i in range(12))
+
+
+def test_a_reset_without_ack_acknowledges_nothing(rules: SimpleNamespace) -> None:
+    traffic = traffic_of([*conversation()[:3], segment(True, flags="R", seq=2**32 - 2, ack=7001)])
+    assert ids(rules, traffic) == {"tcp.acknowledgment"}
+    reset = TCP(rules.repair(traffic).packet(3)[34:])
+    assert (reset.flags, reset.seq, reset.ack) == ("R", 2**32 - 2, 0)
 
 
 def test_time_stamps_rise_and_gaps_stay(rules: SimpleNamespace) -> None:
@@ -550,7 +569,7 @@ def receive(traffic: Traffic) -> None:
             syn, fin, rst, ack = ("S" in tcp.flags, "F" in tcp.flags, "R" in tcp.flags, "A" in tcp.flags)
             size, options = int(headers.payload_lengths[i]), dict(o for o in tcp.options if o[0] != "NOP")
             assert tcp.dataofs >= 5
-            assert tcp.reserved & 0b110 == 0
+            assert tcp.reserved == 0
             if handshake and position < 2 and not rst:
                 assert (syn, ack, fin, size) == (True, position == 1, False, 0)
                 assert side == position

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from netdiffusion_core.model import ICMP, ICMPV6, MISSING, TCP, UDP, Encoded
+from netdiffusion_core.model import ICMP, ICMPV6, MISSING, TCP, UDP, Encoded, any_of_row, numbers
 
 from .known import Known
 from .segments import Flows, vote
@@ -80,6 +80,13 @@ class Stack:
 _STACKS: Known[Stack] = Known()
 
 
+def _chosen(mask: Array) -> Array | slice:
+    """
+    Return what selects the packets of a mask; of all packets a slice, which makes a view and no copy.
+    """
+    return slice(None) if mask.all() else np.flatnonzero(mask)
+
+
 class Bits:
     """
     Encoded flows while they are being changed, and their `stack`.
@@ -103,17 +110,14 @@ class Bits:
         _STACKS.put(encoded, self.stack)
         return encoded
 
-    def _put(self, packets: Array, columns: slice, bits: Array | int) -> None:
+    def _put(self, packets: Array | slice, columns: slice, bits: Array | int) -> None:
         """
-        Write columns of these packets (int indices), where they differ.
+        Write columns of these packets, if they differ.
         """
-        if not len(packets):
-            return
-        differs = (self.rows[packets, columns] != bits).any(1)
-        if differs.any():
+        if (self.rows[packets, columns] != bits).any():
             if self.rows is self._encoded.rows:
                 self.rows = self.rows.copy()
-            self.rows[packets[differs], columns] = bits[differs] if isinstance(bits, np.ndarray) else bits
+            self.rows[packets, columns] = bits
 
     def values(self, field: str) -> NDArray[np.int64]:
         """
@@ -126,8 +130,7 @@ class Bits:
         """
         Return so many columns as numbers, like `values`.
         """
-        part = self.rows[:, column : column + bits]
-        return np.where((part == MISSING).any(1), -1, (part == 1) @ (1 << np.arange(bits)[::-1]))
+        return numbers(self.rows[:, column : column + bits])
 
     def write(self, field: str, mask: Array, values: Array | int) -> None:
         """
@@ -140,23 +143,23 @@ class Bits:
         """
         Write so many columns of the packets in the mask.
         """
-        i = np.flatnonzero(mask)
-        values = np.broadcast_to(values, len(mask))[i]
-        self._put(i, slice(column, column + bits), values[:, None] >> np.arange(bits)[::-1] & 1)
+        i = _chosen(mask)
+        values = np.full(len(mask), values)[i, None]
+        self._put(i, slice(column, column + bits), values >> np.arange(bits)[::-1] & 1)
 
     def clear(self, header: str, mask: Array) -> None:
         """
         Remove a header from the packets in the mask.
         """
         if header in self.spans:
-            self._put(np.flatnonzero(mask), self.spans[header], MISSING)
+            self._put(_chosen(mask), self.spans[header], MISSING)
 
     def keep_one_transport(self, mask: Array) -> None:
         """
         Remove every transport header but the flow's own.
         """
-        for header, numbers in (("tcp", (TCP,)), ("udp", (UDP,)), ("icmp", (ICMP, ICMPV6))):
-            self.clear(header, mask & ~np.isin(self.protocols, numbers))
+        for header, protocols in (("tcp", (TCP,)), ("udp", (UDP,)), ("icmp", (ICMP, ICMPV6))):
+            self.clear(header, mask & np.all([self.protocols != number for number in protocols], axis=0))
 
     def complete(self, header: str, bits: int, mask: Array) -> None:
         """
@@ -176,7 +179,7 @@ class Bits:
         key = (2 * self.flow + direction)[i]
         order = np.argsort(key, kind="stable")
         groups = Flows.sorted(i[order], key[order])
-        whole = ~missing[groups.packets].any(1)
+        whole = ~any_of_row(missing[groups.packets])
         before, behind = groups.last(whole), groups.next(whole)
         donor = np.where(before >= 0, before, behind)
         gift = np.where(donor[:, None] >= 0, part[groups.packets[donor]], 0)
@@ -187,19 +190,19 @@ class Bits:
         Return ``(options, sizes)``: uint8[packets, 40], and the bytes that are present: whole words from the front.
         """
         bits = self.rows[:, self.spans[field]]
-        whole = np.packbits(bits != MISSING, axis=1).view(np.uint32) == 0xFFFFFFFF
-        sizes = 4 * np.logical_and.accumulate(whole, axis=1).sum(1)
-        options = np.packbits(bits == 1, axis=1)
-        return np.where(np.arange(40) < sizes[:, None], options, 0).astype(np.uint8), sizes
+        broken = np.ones((len(bits), 11), bool)
+        broken[:, :10] = np.packbits(bits != MISSING, axis=1).view(np.uint32) != 0xFFFFFFFF
+        sizes = 4 * broken.argmax(1)
+        return np.packbits(bits == 1, axis=1) * (np.arange(40) < sizes[:, None]), sizes
 
     def write_options(self, field: str, mask: Array, options: Array, sizes: Array) -> None:
         """
         Write ``options[i, :sizes[i]]`` of the packets in the mask; what is behind becomes absent.
         """
-        i, span = np.flatnonzero(mask), self.spans[field]
+        i, span = _chosen(mask), self.spans[field]
         width = int(sizes[i].max(initial=0))
         bits = np.unpackbits(options[i, :width], axis=1).view(np.int8)
         middle = span.start + 8 * width
-        inside = np.arange(8 * width) < 8 * sizes[i, None]
+        inside = np.arange(8 * width, dtype=np.int16) < (8 * sizes[i, None]).astype(np.int16)
         self._put(i, slice(span.start, middle), np.where(inside, bits, MISSING))
         self._put(i, slice(middle, span.stop), MISSING)

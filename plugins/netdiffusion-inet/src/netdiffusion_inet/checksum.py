@@ -27,16 +27,15 @@ def word_sums(data: Array, start: Array, end: Array) -> NDArray[np.int64]:
     """
     if not len(start):
         return start
-    if len(data) % 2:
-        data = np.append(data, np.uint8(0))
-    words = data.view("<u2")
-    low, high = start // 2, np.minimum((end + 1) // 2, len(words) - 1)
-    sums = np.add.reduceat(words, np.column_stack([low, high]).ravel(), dtype=np.uint32)[::2].astype(np.int64)
-    sums = np.where(low < high, sums, 0) + np.where((end + 1) // 2 > high, int(words[-1]), 0)
-    odd_start, odd_end = start % 2 == 1, end % 2 == 1
-    before, behind = data[start - odd_start], data[np.where(odd_end, end, 0)].astype(np.int64)
-    folded = fold(sums - np.where(odd_start, before, 0) - np.where(odd_end, behind << 8, 0))
-    sums = np.where(odd_start, folded, folded >> 8 | (folded & 0xFF) << 8)
+    words = data[: len(data) // 2 * 2].view("<u2")
+    low, high, last = start // 2, end // 2, len(words) - 1
+    until = np.minimum(high, last)  # reduceat takes no index behind the last word
+    bounds = np.column_stack([np.minimum(low, last), until]).ravel()
+    sums = np.add.reduceat(words, bounds, dtype=np.uint32)[::2].astype(np.int64)
+    sums = np.where(low < until, sums, 0) + np.where((low <= last) & (last < high), int(words[-1]), 0)
+    odd_start, odd_end = start & 1, end & 1
+    folded = fold(sums - data[start - odd_start] * odd_start + data[end - 1] * odd_end)
+    sums = np.where(odd_start > 0, folded, folded >> 8 | (folded & 0xFF) << 8)
     return np.where(end > start, sums, 0)
 
 
@@ -45,9 +44,8 @@ def short_sums(data: Array, start: Array, lengths: Array) -> NDArray[np.int64]:
     Return the same sums for a few bytes, an even number of them, anywhere in `data`: those of headers.
     """
     column = np.arange(lengths.max(initial=0))
-    inside = column < lengths[:, None]
-    octets = np.where(inside, data[np.where(inside, start[:, None] + column, 0)], 0).astype(np.int64)
-    return (octets[:, ::2].sum(1) << 8) + octets[:, 1::2].sum(1)
+    octets = data[np.minimum(start[:, None] + column, len(data) - 1)] * (column < lengths[:, None])
+    return octets @ np.where(column % 2 > 0, 1, 256)
 
 
 def fold(sums: Array) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ Array = NDArray[Any]
 MTU = 1500  # RFC 894
 
 _PROTOCOLS = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "icmpv6": ICMPV6}
+_VERSIONS = {"ipv4": 4, "ipv6": 6}
 _SHAPE = ("ipv4.tl", "ipv6.len", "ipv4.mf_foff")  # what the transport's checksum depends on
 
 # name: (first bit, bits) in its header, as in the figures of RFC 791, 8200, 9293, 768, 792
@@ -83,7 +84,7 @@ class Draft:
             return
         at, size, shift, mask = self._place(field, packets)
         word = uint(self.data, at, size)
-        old, new = word >> shift & mask, np.broadcast_to(values, len(packets)) & mask
+        old, new = word >> shift & mask, np.full(len(packets), values) & mask
         i = np.flatnonzero(old != new)
         if not len(i):
             return
@@ -203,51 +204,69 @@ class Draft:
         """
         self.headers = dissect(attrs.evolve(self.traffic, data=self.data))
 
-    def judgeable(self) -> NDArray[np.bool_]:
+    def judgeable(self, name: str) -> NDArray[np.bool_]:
         """
-        Return bool[packets]: all that the checksums of the packet cover was captured.
+        Return bool[packets]: the packet has the header ``tcp``, ``udp``, ``icmp`` or ``icmpv6``, and all that the
+        checksum there covers was captured.
         """
-        return self.headers.ip_offsets + self.headers.ip_lengths <= self.traffic.ends
+        h = self.headers
+        return has(h, name) & (h.ip_offsets + h.ip_lengths <= self.traffic.ends)
 
-    def wrong_checksums(self, name: str, chosen: Array) -> tuple[Array, Array, Array]:
+    def wrong_ipv4_checksums(self, chosen: Array | bool = True) -> tuple[Array, Array, Array]:
         """
-        Return ``(packets, at, checksums)``: where the checksum of the headers ``ipv4``, ``tcp``, ``udp``, ``icmp`` or
-        ``icmpv6`` does not fit, where it stands and what it must be. Bytes that were not captured count as zeros.
+        Return ``(packets, at, checksums)``: where the checksum of the IPv4 header does not fit, where it stands and
+        what it must be.
 
         chosen  bool[packets]: whom to ask
         """
-        h, ends, data = self.headers, self.traffic.ends, self.data
-        if name == "ipv4":
-            i = np.flatnonzero(chosen & (h.ip_versions == 4))
-            at, expected = h.ip_offsets[i] + 10, ipv4_checksums(data, h.ip_offsets[i], h.ip_header_lengths[i])
-            wrong = differ(uint(data, at, 2), expected)
-            return i[wrong], at[wrong], expected[wrong]
-        protocol = _PROTOCOLS[name]
-        i = np.flatnonzero(chosen & (h.protocols == protocol) & (h.transport_offsets >= 0) & ~h.fragments)
+        h, data = self.headers, self.data
+        i = np.flatnonzero(has(h, "ipv4") & chosen)
+        at, expected = h.ip_offsets[i] + 10, ipv4_checksums(data, h.ip_offsets[i], h.ip_header_lengths[i])
+        wrong = differ(uint(data, at, 2), expected)
+        return i[wrong], at[wrong], expected[wrong]
+
+    def wrong_checksums(self, chosen: Array) -> tuple[Array, Array, Array]:
+        """
+        Return the same of TCP, UDP, ICMP and ICMPv6. Bytes that were not captured count as zeros.
+        """
+        h, data = self.headers, self.data
+        i = np.flatnonzero(chosen & (h.transport_offsets >= 0) & ~h.fragments)
         if not len(i):
             return i, i, i
-        at, expected = checksum_offsets(h, i), transport_checksums(data, ends, h, i)
+        at, expected = checksum_offsets(h, i), transport_checksums(data, self.traffic.ends, h, i)
         found = uint(data, at, 2)
-        without = (found == 0) & (protocol == UDP)  # RFC 768; not over IPv6: RFC 8200 section 8.1
+        without = (found == 0) & (h.protocols[i] == UDP)  # RFC 768; not over IPv6: RFC 8200 section 8.1
         wrong = np.where(without, h.ip_versions[i] == 6, differ(found, expected))
         return i[wrong], at[wrong], expected[wrong]
+
+    def _seal(self, name: str, packets: Array, at: Array, checksums: Array) -> None:
+        if len(packets):
+            rule = RULES[f"{name}.checksum"]
+            self.record(rule.id, rule.field, packets, uint(self.data, at, 2), checksums)
+            self._write(at, 2, checksums)
+
+    def _seal_all(self) -> None:
+        """
+        Write checksums that fit into packets that were changed, and into those whose checksums are to be judged.
+        """
+        judged = [name for name in self._checksums if f"{name}.checksum" not in self.off]
+        wrong = self.wrong_ipv4_checksums(True if "ipv4" in judged else self._ip_changed)
+        self._seal("ipv4", *wrong)
+        chosen = self._transport_changed
+        for name in judged:
+            if name in _PROTOCOLS:
+                chosen = chosen | self.judgeable(name)
+        i, at, expected = self.wrong_checksums(chosen)
+        for name in _PROTOCOLS if len(i) else ():
+            mine = has(self.headers, name)[i]
+            self._seal(name, i[mine], at[mine], expected[mine])
 
     def finish(self) -> Traffic:
         """
         Return the traffic with what was written, the same object if nothing was. A packet that was changed gets
         checksums that fit; one that was not stays as it is, to the byte.
         """
-        for name in ("ipv4", *_PROTOCOLS):
-            chosen = self._ip_changed if name == "ipv4" else self._transport_changed
-            rule = RULES[f"{name}.checksum"]
-            if name in self._checksums and rule.id not in self.off:
-                chosen = chosen | (True if name == "ipv4" else self.judgeable())
-            if not chosen.any():
-                continue
-            i, at, expected = self.wrong_checksums(name, chosen)
-            if len(i):
-                self.record(rule.id, rule.field, i, uint(self.data, at, 2), expected)
-                self._write(at, 2, expected)
+        self._seal_all()
         given = self.traffic
         changes = {
             name: value
@@ -274,6 +293,15 @@ def headers_of(traffic: Traffic) -> Dissection:
 
 
 HEADERS: Known[Dissection] = Known()
+
+
+def has(headers: Dissection, name: str) -> NDArray[np.bool_]:
+    """
+    Return bool[packets]: whose header ``ipv4`` or ``ipv6`` is there, or named: ``tcp``, ``udp``, ``icmp``, ``icmpv6``.
+    """
+    if name in _VERSIONS:
+        return np.equal(headers.ip_versions, _VERSIONS[name])
+    return np.equal(headers.protocols, _PROTOCOLS[name])
 
 
 def malformed(traffic: Traffic, headers: Dissection, version: int) -> NDArray[np.int64]:

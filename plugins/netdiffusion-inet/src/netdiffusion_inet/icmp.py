@@ -46,7 +46,7 @@ class IcmpRules(InetRules):
     ICMP messages and their pairs.
     """
 
-    name = header = "icmp"
+    name = header = protocol = "icmp"
     checksums: ClassVar[tuple[str, ...]] = ("icmp",)
     rules = rules_of("icmp")
     version = 4
@@ -68,6 +68,7 @@ class IcmpRules(InetRules):
             faulty = flows.any_in_flow(find(draft, flows, self.version))
             if faulty.any() and f"{self.name}.{rule}" not in draft.off:
                 _echo(draft, f"{self.name}.{rule}", flows.part(faulty), self.version)
+        _stay_on_link(draft, f"{self.name}.type", flows, self.version)
 
     def faults(self, draft: Draft) -> Iterator[tuple[str, Array]]:
         """
@@ -75,8 +76,9 @@ class IcmpRules(InetRules):
         """
         flows = _flows(draft, self.version)
         yield f"{self.name}.header", malformed_transport(draft.traffic, draft.headers, _PROTOCOL[self.version])
-        yield f"{self.name}.checksum", draft.wrong_checksums(self.name, draft.judgeable())[0]
-        yield f"{self.name}.type", flows.packets[_unassigned(draft, flows, self.version)]
+        yield f"{self.name}.checksum", draft.wrong_checksums(draft.judgeable(self.name))[0]
+        wrong = _unassigned(draft, flows, self.version) | _strayed(draft, flows, self.version)
+        yield f"{self.name}.type", flows.packets[wrong]
         yield f"{self.name}.echo", flows.packets[_unasked(draft, flows, self.version)]
 
 
@@ -85,7 +87,7 @@ class Icmpv6Rules(IcmpRules):
     ICMPv6 messages and their pairs.
     """
 
-    name = "icmpv6"
+    name = protocol = "icmpv6"
     checksums = ("icmpv6",)
     rules = rules_of("icmpv6")
     version = 6
@@ -99,7 +101,7 @@ def _flows(draft: Draft, version: int) -> Flows:
 def _unassigned(draft: Draft, flows: Flows, version: int) -> NDArray[np.bool_]:
     """
     Return bool[n]: messages of no known type and code or too short for their type, errors whose quoted packet did not
-    come from whom they are sent to, and neighbour discovery that may have passed a router.
+    come from whom they are sent to, and neighbour discovery whose options do not fill the message.
     """
     h, p = draft.headers, flows.packets
     kind, code = draft.get("icmp.type", p), draft.get("icmp.code", p)
@@ -116,10 +118,47 @@ def _unassigned(draft: Draft, flows: Flows, version: int) -> NDArray[np.bool_]:
     octet = np.arange(size)
     sender = draft.data[quote[quotes, None] + source + octet]
     bad[quotes] |= (sender != draft.data[receiver[:, None] + octet]).any(1)
-    if version == 6:
-        neighbor = np.isin(kind, _NEIGHBOR)
-        bad[neighbor] |= draft.get("ipv6.hl", p[neighbor]) != 255
+    neighbor = np.flatnonzero(np.isin(kind, _NEIGHBOR) & ~bad) if version == 6 else np.zeros(0, np.int64)
+    bad[neighbor] = _bad_options(draft, p[neighbor], least[kind[neighbor]])
     return bad
+
+
+def _bad_options(draft: Draft, packets: Array, least: Array) -> NDArray[np.bool_]:
+    """
+    Return bool[n]: an option behind the first 8 + `least` bytes of these messages has the length 0 or does not fit
+    (RFC 4861 section 4.6: lengths count eight bytes). What was not captured is not judged.
+    """
+    h = draft.headers
+    at = h.transport_offsets[packets] + 8 + least
+    end = at + h.payload_lengths[packets] - least
+    captured = draft.traffic.ends[packets]
+    bad = np.zeros(len(packets), bool)
+    i = np.arange(len(packets))
+    while len(i := i[(at[i] < end[i]) & (at[i] + 1 < captured[i])]):
+        size = 8 * draft.data[at[i] + 1].astype(np.int64)
+        bad[i] = (size == 0) | (at[i] + size > end[i])
+        at[i] = np.where(bad[i], end[i], at[i] + size)
+    return bad
+
+
+def _strayed(draft: Draft, flows: Flows, version: int) -> NDArray[np.bool_]:
+    """
+    Return bool[n]: neighbour discovery that may have passed a router, its hop limit is not 255 (RFC 4861 section 7.1).
+    """
+    p = flows.packets
+    if version == 4:
+        return np.zeros(len(p), bool)
+    return np.isin(draft.get("icmp.type", p), _NEIGHBOR) & (draft.get("ipv6.hl", p) != 255)
+
+
+def _stay_on_link(draft: Draft, rule: str, flows: Flows, version: int) -> None:
+    """
+    Write a hop limit of 255 into all packets of flows with neighbour discovery that may have passed a router.
+    """
+    rows = flows.row[flows.flow[_strayed(draft, flows, version)]]
+    if len(rows):
+        i = np.flatnonzero(np.isin(draft.traffic.flow_of, rows) & (draft.headers.ip_versions == 6))
+        draft.put(rule, "ipv6.hl", i, 255)
 
 
 def _unasked(draft: Draft, flows: Flows, version: int) -> NDArray[np.bool_]:

@@ -206,8 +206,9 @@ def _settle_ports(draft: Draft, flows: Flows, rng: np.random.Generator) -> None:
         agreed = ports.copy()
         while len(again := _same_endpoints(draft, flows, ports, ends.row)):
             ports[again, 0] = rng.integers(*_EPHEMERAL, len(again))
-        moved = (ports != agreed).any(1)
-        _put_ports(draft, "interpacket.endpoints", ends.part(moved[ends.row[ends.flow]]), ports)
+        moved = (ports != agreed).any(1)[ends.row[ends.flow]]
+        if moved.any():
+            _put_ports(draft, "interpacket.endpoints", ends.part(moved), ports)
     if (ports != given).any():
         initiator, responder = ports.T.astype(np.uint16)
         draft.flows = attrs.evolve(draft.flows, initiator_ports=initiator, responder_ports=responder)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdiffusion_core.capture.dissect import uint
+from netdiffusion_core.model import any_of_row
 
 from .bits import Bits
 from .headers import Draft, malformed, oversized
@@ -47,7 +48,7 @@ class Ipv4Rules(InetRules):
         bits.keep_one_transport(mine)
         options, sizes = bits.options("ipv4.opt")
         walked, _ = walk(options, sizes, _LEGAL_OPTIONS)
-        bad = mine & (walked != options).any(1)
+        bad = mine & any_of_row(walked != options)
         sizes = np.where(bad, 0, sizes)
         bits.write_options("ipv4.opt", mine, options, sizes)
         bits.write("ipv4.ver", mine, 4)
@@ -83,7 +84,7 @@ class Ipv4Rules(InetRules):
         yield "ipv4.fragment", np.flatnonzero(_stray_fragments(draft))
         yield "ipv4.ttl", _dead(draft)
         yield "ipv4.options", _malformed_options(draft)[0]
-        yield "ipv4.checksum", draft.wrong_checksums("ipv4", draft.headers.ip_versions == 4)[0]
+        yield "ipv4.checksum", draft.wrong_ipv4_checksums()[0]
 
 
 def _dead(draft: Draft) -> Array:
@@ -117,7 +118,7 @@ def _malformed_options(draft: Draft) -> tuple[Array, Array]:
     i = np.flatnonzero((h.ip_versions == 4) & (h.ip_header_lengths > 20))
     options, sizes = draft.options("ipv4", i)
     walked, _ = walk(options, sizes, _WELL_FORMED)
-    bad = (walked != options).any(1)
+    bad = any_of_row(walked != options)
     return i[bad], walked[bad]
 
 

@@ -26,7 +26,7 @@ class Ipv6Rules(InetRules):
     Each IPv6 header by itself.
     """
 
-    name = header = "ipv6"
+    name = header = protocol = "ipv6"
     checksums = ("icmpv6",)  # an integral part of IPv6: RFC 4443 section 2
     rules = rules_of("ipv6")
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from netdiffusion_core.model import any_of_row
+
 Array = NDArray[Any]
 
 END, NOP = 0, 1
@@ -41,7 +43,7 @@ def table(lengths: Mapping[int, tuple[int, ...]]) -> NDArray[np.bool_]:
     return legal
 
 
-def walk(options: Array, sizes: Array, legal: Array, mend: Mapping[int, int] | None = None) -> tuple[Array, Array]:
+def walk(options: Array, sizes: Array, legal: Array, mend: Array | None = None) -> tuple[Array, Array]:
     """
     Follow each packet's list of options. Returns ``(options, kinds)``.
 
@@ -50,7 +52,7 @@ def walk(options: Array, sizes: Array, legal: Array, mend: Mapping[int, int] | N
 
     sizes  int64[n]: bytes of options of each packet
     legal  bool[256, 256], see `table`; an option of a kind or length that is not there is blanked
-    mend   kinds whose length byte is written over if it is wrong: kind -> length
+    mend   int64[256]: the length of kinds whose length byte is written over if it is wrong, 0 for others
     """
     n, width = options.shape
     padded = np.zeros((n, width + 1), np.uint8)  # a column more: the last byte may lack its length
@@ -60,23 +62,23 @@ def walk(options: Array, sizes: Array, legal: Array, mend: Mapping[int, int] | N
     at = np.zeros(n, np.int64)
     i = np.arange(n)
     while len(i := i[at[i] < sizes[i]]):
-        kind = options[i, at[i]]
-        for wanted, size in (mend or {}).items():
-            fits = i[(kind == wanted) & (at[i] + size <= sizes[i])]
-            options[fits, at[fits] + 1] = size
-        length = options[i, at[i] + 1].astype(np.int64)
-        known = legal[kind, length] & (at[i] + length <= sizes[i])
-        kinds[i[known], at[i[known]]] = kind[known]
-        end = i[kind == END]
-        options[end] = np.where(column > at[end, None], 0, options[end])
+        here, left = at[i], (sizes - at)[i]
+        kind, length = options[i, here], options[i, here + 1].astype(np.int64)
+        if mend is not None:
+            right = mend[kind]
+            length = np.where((right > 0) & (right <= left), right, length)
+            options[i, here + 1] = length
+        known = legal[kind, length] & (length <= left)
+        kinds[i, here] = kind * known
         blank = ~known & (kind > NOP)
-        whole = blank & (length >= 2) & (at[i] + length <= sizes[i])
-        step = np.where(known | whole, length, 1)
-        options[i[blank], at[i[blank]]] = NOP
-        rows = i[whole]
-        inside = (column >= at[rows, None]) & (column < (at[rows] + length[whole])[:, None])
-        options[rows] = np.where(inside, NOP, options[rows])
-        at[i] += step
+        whole = blank & (length >= 2) & (length <= left)
+        at[i] += np.where(known | whole, length, 1)
+        if blank.any():
+            until = np.where(whole, at[i], here + 1)[blank, None]
+            inside = (column >= here[blank, None]) & (column < until)
+            options[i[blank]] = np.where(inside, NOP, options[i[blank]])
+        end = i[kind == END]
+        options[end] = np.where(column >= at[end, None], 0, options[end])
         at[end] = sizes[end]
     return options[:, :-1], kinds[:, :-1]
 
@@ -103,6 +105,22 @@ def squeeze(options: Array, sizes: Array, gone: Array) -> tuple[Array, Array]:
     return np.where(column < kept[:, None], options, END).astype(np.uint8), (kept + 3) // 4 * 4
 
 
+def idle(options: Array, sizes: Array, legal: Array) -> NDArray[np.bool_]:
+    """
+    Return bool[n, 40]: NOPs that align nothing: of every four in a row all four, so that what follows stays aligned.
+    """
+    column = np.arange(options.shape[1])
+    surplus = np.zeros(options.shape, bool)
+    i = np.flatnonzero((options == NOP) @ np.ones(len(column), np.uint8) >= 4)
+    options, sizes = options[i], sizes[i]
+    kinds = walk(options, sizes, legal)[1]
+    nop = (options == NOP) & ~extent(options, kinds, kinds > NOP) & (column < sizes[:, None])
+    before = np.maximum.accumulate(np.where(nop, -1, column), axis=1)
+    behind = np.minimum.accumulate(np.where(nop, len(column), column)[:, ::-1], axis=1)[:, ::-1]
+    surplus[i] = nop & (column - before <= (behind - before - 1) // 4 * 4)
+    return surplus
+
+
 def append(options: Array, sizes: Array, rows: Array, extra: Array, legal: Array) -> tuple[Array, Array]:
     """
     Add the bytes `extra` behind the options of these rows, or instead of them where there is no room. Returns
@@ -122,4 +140,4 @@ def find(kinds: Array, kind: int) -> NDArray[np.int64]:
     Return where the first option of this kind begins, -1 where there is none: int64[n].
     """
     hit = kinds == kind
-    return np.where(hit.any(1), hit.argmax(1), -1)
+    return np.where(any_of_row(hit), hit.argmax(1), -1)

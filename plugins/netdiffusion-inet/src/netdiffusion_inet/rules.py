@@ -57,6 +57,8 @@ RULES = _rules(
     Rule("tcp.option-place", "tcp.opt", "error", "options come once; maximum segment size, window scale and "
          "SACK-permitted with SYN only, SACK and time stamps only if both SYNs agreed on them",
          "RFC 9293 section 3.1, RFC 7323 sections 2.2, 3.2, RFC 2018 section 2"),
+    Rule("tcp.option-padding", "tcp.opt", "warning", "no more than three NOP stand in a row: more align nothing",
+         "RFC 9293 section 3.1"),
     Rule("tcp.option-value", "tcp.opt", "warning", "the maximum segment size is at least 536 and the window scale at "
          "most 14", "RFC 9293 section 3.7.1, RFC 7323 section 2.3"),
     Rule("tcp.flags", "tcp.flags", "error", "SYN, FIN and RST exclude each other; every segment has ACK but the first "
@@ -67,7 +69,7 @@ RULES = _rules(
     Rule("tcp.urgent", "tcp.urp", "warning", "the urgent pointer is 0 unless URG is set and points into the data",
          "RFC 9293 section 3.8.5"),
     Rule("tcp.acknowledgment", "tcp.ackn", "warning", "only what the other side has sent is acknowledged, no "
-         "acknowledgment is taken back, and the first SYN has none", "RFC 9293 section 3.4"),
+         "acknowledgment is taken back, and the number is 0 without ACK", "RFC 9293 section 3.4"),
     Rule("tcp.sequence", "tcp.seq", "warning", "each segment continues where its sender's last one ended",
          "RFC 9293 section 3.4"),
     Rule("tcp.after-fin", "tcp.flags", "warning", "a side that has sent FIN sends no more data",
@@ -96,7 +98,8 @@ RULES = _rules(
             Rule(f"{name}.header", "icmp.type", "error", "eight bytes of header are within the packet", source,
                  repairable=False),
             Rule(f"{name}.type", "icmp.type", "error", "type and code are assigned, what they promise follows, and an "
-                 "error quotes a packet of the other direction",
+                 "error quotes a packet of the other direction"
+                 + ("; neighbour discovery has a hop limit of 255" if name == "icmpv6" else ""),
                  source if name == "icmp" else "RFC 4443 section 2.4, RFC 4861"),
             Rule(f"{name}.echo", "icmp.roh", "warning", "a reply has identifier and sequence number of an earlier "
                  "request of the other side that was not answered yet", echo),

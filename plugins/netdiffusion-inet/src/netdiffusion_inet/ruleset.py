@@ -15,7 +15,7 @@ from netdiffusion_core.interfaces import Record, RuleSet, forget
 from netdiffusion_core.model import Encoded, Traffic, Violation
 
 from .bits import Bits
-from .headers import Draft
+from .headers import Draft, has, headers_of
 from .rules import RULES
 
 
@@ -25,11 +25,13 @@ class InetRules(RuleSet):
 
     name       the first part of its rules' ids
     header     the header whose bits it settles; "" for none
+    protocol   whose packets it mends; "" for all
     checksums  the headers whose checksums it mends
     """
 
     name: ClassVar[str]
     header: ClassVar[str] = ""
+    protocol: ClassVar[str] = ""
     checksums: ClassVar[tuple[str, ...]] = ()
 
     def constrain(self, encoded: Encoded) -> Encoded:
@@ -45,7 +47,10 @@ class InetRules(RuleSet):
         """
         Mend packets; see `mend`.
         """
-        draft = Draft(traffic.packed(), self.off, record, self.checksums)
+        traffic = traffic.packed()
+        if self.protocol and not has(headers_of(traffic), self.protocol).any():
+            return traffic
+        draft = Draft(traffic, self.off, record, self.checksums)
         self.mend(draft, rng)
         return draft.finish()
 

@@ -4,6 +4,7 @@ Array tricks for packets in flow order: what a loop over each flow's packets wou
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -18,7 +19,7 @@ _NEVER = -(1 << 40)  # below any value that `Flows.running_max` is asked about
 _STRIDE = 1 << 42  # keeps the flows apart: above the spread of those values
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Flows:
     """
     Some packets in flow order (by flow, then by time).
@@ -49,7 +50,8 @@ class Flows:
         """
         Build from packets that are in order already, and the row of each: int64[n], rising.
         """
-        begins = np.diff(row, prepend=-1) != 0
+        begins = np.ones(len(row), bool)
+        begins[1:] = row[1:] != row[:-1]
         flow = np.cumsum(begins) - 1
         return cls(packets, flow, np.flatnonzero(begins)[flow], row[begins])
 
@@ -62,14 +64,14 @@ class Flows:
     def __len__(self) -> int:
         return len(self.packets)
 
-    @property
+    @cached_property
     def position(self) -> NDArray[np.int64]:
         """
         int64[n]: 0 for the first packet of a flow, 1 for the second …
         """
         return np.arange(len(self)) - self.first
 
-    @property
+    @cached_property
     def heads(self) -> NDArray[np.int64]:
         """
         int64[k]: position of each flow's first packet.
@@ -147,7 +149,7 @@ def vote(groups: Array, values: Array, count: int, bits: int, default: int = 0) 
     Return the most frequent value of each group; among equally frequent ones the nearest, in bits, to the majority of
     every bit. A group without votes gets the default.
 
-    groups  int[n], 0 … count-1
+    groups  int[n], 0 … count-1, rising
     values  int[n], of so many bits
     """
     winners = np.full(count, default, np.int64)
@@ -156,14 +158,23 @@ def vote(groups: Array, values: Array, count: int, bits: int, default: int = 0) 
     groups, values = groups[split], values[split]
     if not len(groups):
         return winners
-    weights = np.arange(bits)
-    total = np.bincount(groups, minlength=count)
-    planes = (values[:, None] >> weights & 1).astype(np.float64)
-    ones = np.stack([np.bincount(groups, planes[:, b], count) for b in range(bits)], axis=1)
-    typical = (ones * 2 > total[:, None]) @ (1 << weights)
     pairs, votes = np.unique(groups.astype(np.int64) << bits | values, return_counts=True)
-    group, value = pairs >> bits, pairs & (1 << bits) - 1
-    distance = ((value ^ typical[group])[:, None] >> weights & 1).sum(1)
-    order = np.lexsort((-distance, votes, group))
+    most = np.zeros(count, np.int64)
+    np.maximum.at(most, pairs >> bits, votes)
+    best = votes == most[pairs >> bits]
+    group, value = pairs[best] >> bits, pairs[best] & (1 << bits) - 1
+    winners[group] = value
+    tied = np.bincount(group, minlength=count) > 1
+    if not tied.any():
+        return winners
+    groups, values = groups[tied[groups]], values[tied[groups]]
+    group, value = group[tied[group]], value[tied[group]]
+    weights = np.arange(bits)
+    ones = np.zeros((count, bits), np.int64)
+    heads = np.flatnonzero(np.diff(groups, prepend=-1))
+    ones[groups[heads]] = np.add.reduceat(values[:, None] >> weights & 1, heads)
+    majority = 2 * ones > np.bincount(groups, minlength=count)[:, None]
+    distance = (majority[group] != (value[:, None] >> weights & 1)).sum(1)
+    order = np.lexsort((-distance, group))
     winners[group[order]] = value[order]  # the last of a group stands
     return winners

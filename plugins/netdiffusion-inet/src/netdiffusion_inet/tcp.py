@@ -8,14 +8,14 @@ what they tell of retransmissions, segments out of order and gaps stays if the u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from netdiffusion_core.model import TCP
+from netdiffusion_core.model import TCP, any_of_row
 
 from .bits import Bits
 from .headers import MTU, Draft, malformed_transport
@@ -31,6 +31,7 @@ from .options import (
     append,
     extent,
     find,
+    idle,
     squeeze,
     table,
     walk,
@@ -45,7 +46,11 @@ FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 
 _LEGAL_OPTIONS = table(TCP_LENGTHS)
 _WELL_FORMED = table({kind: (TCP_LENGTHS.get(kind) or tuple(range(2, 41))) for kind in range(2, 256)})
-_MEND = {MSS: 4, WINDOW_SCALE: 3, SACK_PERMITTED: 2, TIMESTAMPS: 10}
+_OURS, _WITH_SYN_ONLY = np.zeros((2, 256), bool)
+_OURS[[MSS, WINDOW_SCALE, SACK_PERMITTED, SACK, TIMESTAMPS]] = True
+_WITH_SYN_ONLY[[MSS, WINDOW_SCALE, SACK_PERMITTED]] = True
+_MEND = np.zeros(256, np.int64)
+_MEND[[MSS, WINDOW_SCALE, SACK_PERMITTED, TIMESTAMPS]] = 4, 3, 2, 10
 _TIMESTAMPS_OPTION = np.array([NOP, NOP, TIMESTAMPS, 10, *[0] * 8], np.uint8)  # RFC 7323 appendix A
 _MAX_SCALE = 14  # RFC 7323 section 2.3
 _MAX_WINDOW = 65_535
@@ -84,7 +89,7 @@ class TcpRules(InetRules):
     """
 
     Options = Options
-    name = header = "tcp"
+    name = header = protocol = "tcp"
     checksums = ("tcp",)
     rules = rules_of("tcp")
 
@@ -127,7 +132,7 @@ class TcpRules(InetRules):
         Yield what `rules` says.
         """
         yield "tcp.header", malformed_transport(draft.traffic, draft.headers, TCP)
-        yield "tcp.checksum", draft.wrong_checksums("tcp", draft.judgeable())[0]
+        yield "tcp.checksum", draft.wrong_checksums(draft.judgeable("tcp"))[0]
         c = Connections.read(draft, _flows(draft))
         for rule, mask in _faults(c, keep=self.options.anomalies == "keep").items():
             yield rule, c.flows.packets[mask]
@@ -153,6 +158,7 @@ class Connections:
     payload    int64[n]      bytes of data
     seq, ack, flags, window, urgent, reserved  int64[n]
     options    uint8[n, 40]
+    readable   uint8[n, 40]  the options as they were, what cannot be read mended or blanked
     sizes      int64[n]      bytes of options
     kinds      uint8[n, 40]  see `options.walk`
     """
@@ -172,9 +178,10 @@ class Connections:
     urgent: Array
     reserved: Array
     options: Array
+    readable: Array
     sizes: Array
     kinds: Array
-    _found: dict[int, Array] = attrs.field(factory=dict, init=False)
+    _found: dict[str, Array] = attrs.field(factory=dict, init=False)
 
     @classmethod
     def read(cls, draft: Draft, flows: Flows) -> Connections:
@@ -184,6 +191,9 @@ class Connections:
         h, p = draft.headers, flows.packets
         flags = draft.get("tcp.flags", p)
         options, sizes = draft.options("tcp", p)
+        readable, kinds = walk(options, sizes, _WELL_FORMED, _MEND)
+        i = np.flatnonzero(any_of_row(readable != options))
+        kinds[i] = walk(options[i], sizes[i], _WELL_FORMED)[1]
         is4 = h.ip_versions[p] == 4
         return cls(
             draft=draft,
@@ -201,8 +211,9 @@ class Connections:
             urgent=draft.get("tcp.urp", p),
             reserved=draft.get("tcp.res", p),
             options=options,
+            readable=readable,
             sizes=sizes,
-            kinds=walk(options, sizes, _WELL_FORMED)[1],
+            kinds=kinds,
         )
 
     def put(self, rule: str, name: str, values: Array) -> None:
@@ -212,6 +223,8 @@ class Connections:
         i = np.flatnonzero(getattr(self, name) != values)
         if len(i) and rule not in self.draft.off:
             setattr(self, name, values)
+            if name == "flags":
+                self._found = {}
             if name == "payload":
                 self.draft.cut(rule, self.flows.packets[i], values[i])
             else:
@@ -221,7 +234,7 @@ class Connections:
         """
         Replace the options.
         """
-        i = np.flatnonzero((self.options != options).any(1))
+        i = np.flatnonzero(any_of_row(self.options != options))
         if len(i) and rule not in self.draft.off:
             self.options = options
             self.kinds = self.kinds.copy()
@@ -259,9 +272,15 @@ class Connections:
         """
         int64[n]: where the first option of this kind begins, -1 where there is none.
         """
-        if kind not in self._found:
-            self._found[kind] = find(self.kinds, kind)
-        return self._found[kind]
+        return self._once(f"find {kind}", lambda: find(self.kinds, kind))
+
+    def _once(self, what: str, work: Callable[[], Array]) -> Array:
+        """
+        Return what this work finds in flags and options, and remember it until those are replaced.
+        """
+        if what not in self._found:
+            self._found[what] = work()
+        return self._found[what]
 
     def number(self, at: Array) -> NDArray[np.int64]:
         """
@@ -277,15 +296,22 @@ class Connections:
         """
         int64[n]: the number of `size` bytes in the option of this kind, -1 where there is none.
         """
-        at = self.find(kind)
-        value = self.number(np.where(at >= 0, at + 2, -1)) >> 8 * (4 - size)
-        return np.where(at >= 0, value, -1)
+
+        def read() -> Array:
+            at = self.find(kind)
+            value = self.number(np.where(at >= 0, at + 2, -1)) >> 8 * (4 - size)
+            return np.where(at >= 0, value, -1)
+
+        return self._once(f"read {size} bytes of {kind}", read)
 
     def scales(self) -> NDArray[np.int64]:
         """
         int64[n]: by how many bits the sender's windows are shifted, -1 where the handshake was not seen (RFC 7323
         section 2.2: both SYNs have the option, and in a SYN itself the window is not shifted).
         """
+        return self._once("scales", self._scales)
+
+    def _scales(self) -> Array:
         syn, option = self.has(SYN), np.minimum(self.option(WINDOW_SCALE), _MAX_SCALE)
         forth = self.flows.initial(option, syn & self.forth, -1)
         back = self.flows.initial(option, syn & ~self.forth, -1)
@@ -352,12 +378,12 @@ def _misplaced(flows: Flows, opens: Array, flags: Array, kinds: Array) -> NDArra
     not with SYN; used although both SYNs did not agree on it.
     """
     misplaced = np.zeros(kinds.shape, bool)
-    rows, columns = np.nonzero(kinds > NOP)
+    rows, columns = np.divmod(np.flatnonzero(_OURS[kinds]), kinds.shape[1])
     kind = kinds[rows, columns].astype(np.int64)
-    ours = np.isin(kind, (MSS, WINDOW_SCALE, SACK_PERMITTED, SACK, TIMESTAMPS))
-    rows, columns, kind = rows[ours], columns[ours], kind[ours]
-    wrong = np.ones(len(rows), bool)
-    wrong[np.unique(rows << 8 | kind, return_index=True)[1]] = False
+    key, here = rows << 4 | kind, np.arange(len(rows))
+    first_of_kind = np.zeros(len(kinds) << 4, np.int64)
+    first_of_kind[key[::-1]] = here[::-1]
+    wrong = first_of_kind[key] != here
 
     syn = flags & SYN > 0
     first, second = opens & (flows.position == 0), opens & (flows.position == 1)
@@ -370,7 +396,7 @@ def _misplaced(flows: Flows, opens: Array, flags: Array, kinds: Array) -> NDArra
     def agreed(which: int) -> Array:
         return offered(which, first) & offered(which, second)
 
-    wrong |= np.isin(kind, (MSS, WINDOW_SCALE, SACK_PERMITTED)) & ~syn[rows]
+    wrong |= _WITH_SYN_ONLY[kind] & ~syn[rows]
     wrong |= (kind == WINDOW_SCALE) & (second & ~offered(WINDOW_SCALE, first))[rows]
     wrong |= (kind == SACK) & (syn | opens & ~agreed(SACK_PERMITTED))[rows]
     wrong |= (kind == TIMESTAMPS) & (opens & ~first & ~agreed(TIMESTAMPS))[rows]
@@ -390,20 +416,26 @@ def _legal_options(
     syn, reset = flags & SYN > 0, flags & RST > 0
     first, second = opens & (flows.position == 0), opens & (flows.position == 1)
     # RFC 7323 section 3.2: the first SYN offers time stamps, and they are used if the second has them too.
-    stamped = find(kinds, TIMESTAMPS) >= 0
+    stamp = find(kinds, TIMESTAMPS)
+    stamped = stamp >= 0
     later = ~syn & ~reset
     most = np.bincount(flows.flow[later], np.where(stamped, 1, -1)[later], len(flows.row))[flows.flow] > 0
     used = np.where(flows.any_in_flow(later), most, flows.any_in_flow(second & stamped) | ~opens)
     agreed = np.where(used[:, None], NOP, kinds)  # to be added where they are missing
     unwanted = _misplaced(flows, opens, flags, np.where(kinds == TIMESTAMPS, agreed, kinds))
-    unwanted |= (kinds == TIMESTAMPS) & ((np.cumsum(kinds == TIMESTAMPS, axis=1) > 1) | (~used & ~first)[:, None])
+    kept = np.where(used | first, stamp, 40)[:, None]  # the first of its kind, or none
+    unwanted |= (kinds == TIMESTAMPS) & (np.arange(40) != kept)
     changed = options != before
-    i = np.flatnonzero((changed | unwanted).any(1))
+    i = np.flatnonzero(any_of_row(changed | unwanted))
     gone = changed[i] & (options[i] <= NOP) | extent(options[i], kinds[i], unwanted[i])
     sizes = sizes.copy()
     options[i], sizes[i] = squeeze(options[i], sizes[i], gone)
     lacking = np.flatnonzero(used & ~stamped & ~reset & (opens | flows.any_in_flow(later)))
-    return append(options, sizes, lacking, _TIMESTAMPS_OPTION, _LEGAL_OPTIONS)
+    options, sizes = append(options, sizes, lacking, _TIMESTAMPS_OPTION, _LEGAL_OPTIONS)
+    surplus = idle(options, sizes, _LEGAL_OPTIONS)
+    i = np.flatnonzero(any_of_row(surplus))
+    options[i], sizes[i] = squeeze(options[i], sizes[i], surplus[i])
+    return options, sizes
 
 
 # --- the whole connection -----------------------------------------------------------------------------------------
@@ -428,6 +460,9 @@ def _mend(c: Connections, keep: bool) -> None:
     if bad.any():
         gone = extent(c.options, c.kinds, (c.kinds == SACK) & bad[:, None])
         c.put_options("tcp.sack", squeeze(c.options, c.sizes, gone)[0])
+    surplus = idle(c.options, c.sizes, _WELL_FORMED)
+    if surplus.any():
+        c.put_options("tcp.option-padding", squeeze(c.options, c.sizes, surplus)[0])
 
 
 def _open_and_reset(c: Connections) -> None:
@@ -461,7 +496,7 @@ def _place_options(c: Connections) -> None:
     Blank options that cannot be read, take out those that are illegal where they stand, raise the MSS to 536 and lower
     the window scale to 14.
     """
-    c.put_options("tcp.options", walk(c.options, c.sizes, _WELL_FORMED, _MEND)[0])
+    c.put_options("tcp.options", c.readable)
     misplaced = _misplaced(c.flows, c.opens, c.flags, c.kinds)
     if misplaced.any():
         gone = extent(c.options, c.kinds, misplaced)
@@ -565,8 +600,7 @@ def _number(c: Connections, keep: bool) -> None:
     arrives, offers = _arrives(c, offset), c.opens & ~c.has(RST)
     overrun = offers & ((arrives - np.where(acknowledges, running, 0) >> scale) + 1 > _MAX_WINDOW)
     running = np.where(c.flows.any_in_flow(overrun), sent, running)
-    silent = np.where(c.flows.after(~c.has(RST)) > 0, 0, c.ack)  # without ACK the number means nothing, but is read
-    ack = np.where(acknowledges, (other_base + running) % _WRAP, np.where(c.has(SYN), 0, silent))
+    ack = np.where(acknowledges, (other_base + running) % _WRAP, 0)
     c.put("tcp.acknowledgment", "ack", ack)
 
     need = (arrives - np.where(acknowledges, running, 0) >> scale) + 1
@@ -713,14 +747,15 @@ def _faults(c: Connections, keep: bool) -> dict[str, Array]:
         jumps &= _sequence(c, offset, keep) != offset
     return {
         "tcp.reserved": c.reserved > 0,
-        "tcp.options": (walk(c.options, c.sizes, _WELL_FORMED, _MEND)[0] != c.options).any(1),
+        "tcp.options": (c.readable != c.options).any(1),
         "tcp.option-place": _misplaced(c.flows, c.opens, c.flags, c.kinds).any(1),
+        "tcp.option-padding": idle(c.options, c.sizes, _WELL_FORMED).any(1),
         "tcp.option-value": _small_mss(c) | _large_scale(c),
         "tcp.flags": syn & rst | (syn | rst) & fin | _needs_ack(c) & ~acks & ~syn,
         "tcp.syn": syn & ~((position == 0) & ~acks | (position == 1) & acks),
         "tcp.syn-data": (syn | rst) & (c.payload > 0),
         "tcp.urgent": ~_urgent(c) & ((c.urgent > 0) | c.has(URG)),
-        "tcp.acknowledgment": np.where(acks, other_seen & (acknowledged > other_end) | taken_back, syn & (c.ack > 0)),
+        "tcp.acknowledgment": np.where(acks, other_seen & (acknowledged > other_end) | taken_back, c.ack > 0),
         "tcp.sequence": jumps,
         "tcp.after-fin": (fins > 0) & ((c.payload > 0) | fin | syn),
         "tcp.after-rst": after_reset & ~rst,

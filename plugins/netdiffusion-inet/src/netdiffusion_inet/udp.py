@@ -25,7 +25,7 @@ class UdpRules(InetRules):
     Each UDP header by itself.
     """
 
-    name = header = "udp"
+    name = header = protocol = "udp"
     checksums = ("udp",)
     rules = rules_of("udp")
 
@@ -47,7 +47,7 @@ class UdpRules(InetRules):
         """
         yield "udp.header", malformed_transport(draft.traffic, draft.headers, UDP)
         yield "udp.length", _wrong_lengths(draft)[0]
-        yield "udp.checksum", draft.wrong_checksums("udp", draft.judgeable())[0]
+        yield "udp.checksum", draft.wrong_checksums(draft.judgeable("udp"))[0]
 
 
 def _wrong_lengths(draft: Draft) -> tuple[Array, Array]:
