@@ -17,6 +17,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    DDIMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -27,9 +28,15 @@ from netdiffusion_core.context import Context
 from netdiffusion_core.errors import ConfigError, DataError, NotFittedError
 from netdiffusion_core.model import Encoded, Layout, SampleRequest
 from netdiffusion_stable_diffusion import checkpoint
-from netdiffusion_stable_diffusion.autoencoder import PacketAutoencoder
+from netdiffusion_stable_diffusion.autoencoder import (
+    TIME,
+    PacketAutoencoder,
+    noise,
+    with_binary_time,
+    with_unary_time,
+)
 from netdiffusion_stable_diffusion.backend import Options, StableDiffusion
-from netdiffusion_stable_diffusion.diffusion import denoising_loss, padded, prompt
+from netdiffusion_stable_diffusion.diffusion import denoising_loss, padded, prompt, services
 from netdiffusion_stable_diffusion.images import ColourCodec, canny
 
 LAYOUT = Layout(
@@ -106,8 +113,8 @@ def packet_base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packet-base")
     unet = small_unet(16)
     unet.save_pretrained(folder / "unet")
-    PacketAutoencoder(columns=LAYOUT.width, hidden=32).save_pretrained(folder / "vae")
-    checkpoint.new_base()[3].save_pretrained(folder / "scheduler")
+    PacketAutoencoder(columns=LAYOUT.width, latent_channels=16, hidden=32).save_pretrained(folder / "vae")
+    DDIMScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
     control = ControlNetModel.from_unet(unet, conditioning_channels=16, conditioning_embedding_out_channels=(16,))
     control.save_pretrained(folder / "controlnet")
     write_text_model(folder, 16)
@@ -187,7 +194,7 @@ class TestPacketBase:
             latents = model.codec.encode(torch.tensor(padded(data, np.arange(12), 16)))
             with torch.no_grad():
                 losses.append(
-                    denoising_loss(model, latents, model.embed([prompt("long")] * 12), None, generator).item()
+                    denoising_loss(model, latents, model.embed([prompt("long", "")] * 12), None, generator).item()
                 )
         assert losses[1] < 0.97 * losses[0]
 
@@ -221,7 +228,7 @@ class TestPacketBase:
         backend.fit(data, Context())
         backend.save(tmp_path)
         unet = UNet2DConditionModel.from_pretrained(packet_base, subfolder="unet")
-        x, text = torch.ones(1, 16, 8, 4), torch.ones(1, 3, 16)
+        x, text = torch.ones(1, 16, 1, 8), torch.ones(1, 3, 16)
         before = unet(x, 1, text).sample
         unet.load_lora_adapter(tmp_path, prefix="unet", weight_name="pytorch_lora_weights.safetensors")
         assert not torch.allclose(before, unet(x, 1, text).sample)
@@ -327,6 +334,64 @@ class TestRefusals:
     def test_unusable_device(self, packet_base, data):
         with pytest.raises(ConfigError, match="cuda:77"):
             StableDiffusion(options(packet_base, device="cuda:77")).fit(data, Context())
+
+
+def bits(number: int, width: int) -> list[int]:
+    return [number >> i & 1 for i in reversed(range(width))]
+
+
+@pytest.mark.parametrize("microseconds", [0, 1, 5, 8, 1000, 123_456_789, 2**48 - 1])
+def test_unary_time_keeps_what_is_no_noise(microseconds):
+    """
+    An inter-arrival time through its unary code and back keeps its magnitude and its next three bits.
+    """
+    spans = {TIME: slice(0, 48)}
+    row = torch.tensor([bits(microseconds, 48)], dtype=torch.int8)
+    back = with_binary_time(with_unary_time(row, spans), spans)
+    kept = int("".join(map(str, back[0].tolist())), 2)
+    assert kept <= microseconds
+    assert microseconds - kept <= microseconds / 8
+    assert torch.equal(back, torch.where(noise(row, spans), 0, row))
+
+
+def test_noise_of_ports_and_options():
+    """
+    An ephemeral port and the values of time stamps are noise; a service's port, option kinds and lengths are not.
+    """
+    layout = Layout(
+        name="test", version=1, fields=(("tcp.sprt", 16), ("tcp.dprt", 16), ("tcp.opt", 96), ("trace.direction", 1))
+    )
+    options = [octet for number in (1, 1, 8, 10, *range(8)) for octet in bits(number, 8)]
+    row = torch.tensor([bits(51_000, 16) + bits(443, 16) + options + [0]], dtype=torch.int8)
+    found, spans = noise(row, layout.spans())[0], layout.spans()
+    assert found[spans["tcp.sprt"]].tolist() == [False] * 2 + [True] * 14
+    assert not found[spans["tcp.dprt"]].any()
+    assert found[spans["tcp.opt"]].tolist() == [False] * 32 + [True] * 64
+
+
+def test_services():
+    """
+    A flow's service is its transport and the responder's port, whoever speaks first; dynamic ports name none.
+    """
+    fields = (("tcp.sprt", 16), ("tcp.dprt", 16), ("udp.sport", 16), ("udp.dport", 16), ("icmp.type", 8))
+    layout = Layout(name="test", version=1, fields=(*fields, ("trace.direction", 1)))
+    nothing = [-1] * 32
+    rows = [
+        bits(51_000, 16) + bits(443, 16) + nothing + [-1] * 8 + [0],
+        bits(443, 16) + bits(51_000, 16) + nothing + [-1] * 8 + [1],
+        nothing + bits(53, 16) + bits(53, 16) + [-1] * 8 + [0],
+        nothing + bits(50_000, 16) + bits(60_000, 16) + [-1] * 8 + [0],
+        nothing + nothing + bits(8, 8) + [0],
+        nothing + nothing + [-1] * 8 + [0],
+    ]
+    encoded = Encoded(
+        rows=np.array(rows, np.int8),
+        starts=np.arange(7),
+        labels=np.repeat("x", 6),
+        start_times=np.zeros(6, np.int64),
+        layout=layout,
+    )
+    assert services(encoded) == ["tcp port 443", "tcp port 443", "udp port 53", "udp", "icmp", ""]
 
 
 def test_canny_marks_edges_only():

@@ -1,8 +1,8 @@
 """
-The embedded base's autoencoder: one packet (a row of ternary bits) becomes 64 numbers and comes back.
+The embedded base's autoencoder: one packet (a row of ternary bits) becomes a few numbers and comes back.
 
 A packet has no neighbourhood structure that a 2-D convolution could use, and flows do: so packets are compressed one
-by one here, and the U-Net sees a flow as an image of (channels, packets, columns) latents.
+by one here, and the U-Net sees a flow as a latent image of one line, a pixel a packet.
 """
 
 from __future__ import annotations
@@ -26,47 +26,55 @@ WEIGHTS = {
     "tcp.rst": 3.0,
     "tcp.syn": 3.0,
     "tcp.fin": 3.0,
-    "ipv4.id": 0.05,
-    "ipv4.cksum": 0.02,
-    "tcp.seq": 0.02,
-    "tcp.ackn": 0.02,
-    "tcp.cksum": 0.02,
-    "udp.len": 0.1,
-    "udp.cksum": 0.02,
-    "icmp.cksum": 0.02,
-    "icmp.roh": 0.1,
 }
+"""Loss weights of fields; all others weigh 1. Directions, sizes and flags decide what traffic is good for."""
+
+NOISE_WEIGHT = 0.02
+"""It does not pay to spend latent capacity on noise: the decoder learns its distribution, and it is drawn from that."""
+
+NOISE_FIELDS = (
+    "ipv4.id",
+    "ipv4.cksum",
+    "ipv6.fl",
+    "tcp.seq",
+    "tcp.ackn",
+    "tcp.cksum",
+    "udp.len",
+    "udp.cksum",
+    "icmp.cksum",
+    "icmp.roh",
+)
+"""Fields that are random by nature, or follow from the rest of the packet or the flow."""
+
+TIME = "trace.iat_us"
+TIME_BITS = 3
 """
-Loss weights of fields; all others weigh 1. Directions, sizes and flags decide what traffic is good for. Bits that are
-random by nature, or follow from the rest, weigh little: it does not pay to spend latent capacity on them, so the
-decoder learns their distribution and `decode` draws from it.
+Of an inter-arrival time the leading one and the next three bits carry meaning (6 %); what is below is noise.
+
+A network in doubt between two leading ones gives each less than half, and the likelier values would be no time at all.
+So it sees a time as how many bits it has, in unary: the likelier values of those are the median (`with_unary_time`).
 """
 
-NOISE = 0.02
-"""The weight of noise within a field: the low bits of an inter-arrival time, the values of TCP time stamps."""
+DRAWN_FIELDS = ("tcp.wsize",)
+"""Numbers whose low bits the latents do not always tell: each packet's likelier value would be the same."""
 
-TIME_BITS = 6
-"""Of an inter-arrival time the leading one and the next five bits carry meaning (2 %); what is below is noise."""
-
-DRAWN_FIELDS = (*(field for field, weight in WEIGHTS.items() if weight < 1), "tcp.opt")
-"""The fields whose bits are drawn from the decoder's probabilities."""
+PORT_BITS = 2
+"""Of the initiator's port, if above 1023, the first bits tell the range it is drawn from; the rest is noise."""
 
 
 class PacketAutoencoder(ModelMixin, ConfigMixin):
     """
     A variational autoencoder of single packets.
 
-    columns         bits in a row
-    latent_channels, latent_columns  a packet's numbers, as they lie in the latent image
-    hidden          width of the two hidden layers
+    columns          bits in a row
+    latent_channels  numbers that a packet becomes
+    hidden           width of the two hidden layers
     """
 
     @register_to_config
-    def __init__(
-        self, columns: int = 1152, latent_channels: int = 16, latent_columns: int = 4, hidden: int = 512
-    ) -> None:
+    def __init__(self, columns: int = 1152, latent_channels: int = 40, hidden: int = 512) -> None:
         super().__init__()
-        numbers = latent_channels * latent_columns
+        numbers, columns = latent_channels, columns + TIME_BITS
         self.encoder = nn.Sequential(
             nn.Linear(2 * columns, hidden),
             nn.SiLU(),
@@ -83,7 +91,7 @@ class PacketAutoencoder(ModelMixin, ConfigMixin):
 
     def posterior(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """
-        Return mean and log variance of the latents of rows (..., columns) in {-1, 0, 1}.
+        Return mean and log variance of the latents of rows (..., columns) in {-1, 0, 1}, as `with_unary_time` gives.
         """
         planes = torch.cat([(rows >= 0), (rows == 1)], -1).to(self.dtype)
         mean, log_variance = self.encoder(planes).chunk(2, -1)
@@ -98,24 +106,22 @@ class PacketAutoencoder(ModelMixin, ConfigMixin):
 
     def encode(self, rows: Tensor, *, noise: Tensor | None = None) -> Tensor:
         """
-        Turn flows (n, packets, columns) into latent images (n, channels, packets, latent_columns).
+        Turn flows (n, packets, columns) with unary time into latent images (n, channels, 1, packets).
         """
         mean, log_variance = self.posterior(rows)
         latents = mean if noise is None else mean + torch.exp(log_variance / 2) * noise
-        latents = (latents - self.latent_mean) / self.latent_std
-        n, packets, _ = latents.shape
-        return latents.view(n, packets, self.config.latent_channels, -1).transpose(1, 2)
+        return ((latents - self.latent_mean) / self.latent_std).transpose(1, 2).unsqueeze(2)
 
     def decode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """
-        Turn latent images (n, channels, packets, latent_columns) into `logits` (n, packets, columns).
+        Turn latent images (n, channels, 1, packets) into `logits` (n, packets, columns).
         """
-        latents = images.transpose(1, 2).flatten(2)
+        latents = images.squeeze(2).transpose(1, 2)
         return self.logits(latents * self.latent_std + self.latent_mean)
 
     def loss(self, rows: Tensor, weights: Tensor, kl_weight: float) -> tuple[Tensor, dict[str, float]]:
         """
-        Return the negative evidence lower bound of rows (n, columns), nats a packet, and its parts.
+        Return the negative evidence lower bound of rows (n, columns) with unary time, nats a packet, and its parts.
         """
         mean, log_variance = self.posterior(rows)
         present, value = self.logits(mean + torch.exp(log_variance / 2) * torch.randn_like(mean))
@@ -130,23 +136,92 @@ class PacketAutoencoder(ModelMixin, ConfigMixin):
 
 def bit_weights(rows: Tensor, spans: dict[str, slice]) -> Tensor:
     """
-    Return the loss weight of each bit of rows (n, columns).
+    Return the loss weight of each bit of rows (n, columns) and of the columns that `with_unary_time` adds.
     """
-    weights = torch.ones(rows.shape)
+    weights = torch.ones(rows.shape[-1], device=rows.device)
     for field, weight in WEIGHTS.items():
         if field in spans:
-            weights[:, spans[field]] = weight
-    if "trace.iat_us" in spans:
-        started = (rows[:, spans["trace.iat_us"]] == 1).cumsum(-1) > 0
-        weights[:, spans["trace.iat_us"]] = torch.where(started.cumsum(-1) > TIME_BITS, NOISE, 1.0)
+            weights[spans[field]] = weight
+    weights = torch.where(noise(rows, spans), NOISE_WEIGHT, weights)
+    if TIME in spans:
+        weights[..., spans[TIME]] = 1.0
+    return F.pad(weights, (0, TIME_BITS), value=1.0)
+
+
+def with_unary_time(rows: Tensor, spans: dict[str, slice]) -> Tensor:
+    """
+    Return rows (..., columns) with the bits of the inter-arrival time set from its leading one downwards, and behind
+    them the bits that follow the leading one: int8(..., columns + TIME_BITS).
+    """
+    coded = F.pad(rows, (0, TIME_BITS), value=-1)
+    if TIME in spans:
+        time = rows[..., spans[TIME]]
+        there = time[..., :1] >= 0
+        coded[..., spans[TIME]] = torch.where(there, ((time == 1).cumsum(-1) > 0).to(rows.dtype), -1)
+        leading = (time == 1).float().argmax(-1, keepdim=True)
+        following = F.pad(time, (0, TIME_BITS), value=0)
+        index = leading + 1 + torch.arange(TIME_BITS, device=rows.device)
+        coded[..., -TIME_BITS:] = torch.where(there, following.gather(-1, index), -1)
+    return coded
+
+
+def with_binary_time(coded: Tensor, spans: dict[str, slice]) -> Tensor:
+    """
+    Return what `with_unary_time` was given, but for the bits below: they are 0.
+    """
+    rows = coded[..., :-TIME_BITS].clone()
+    if TIME in spans:
+        unary = rows[..., spans[TIME]]
+        there, bits = unary[..., :1] >= 0, unary.shape[-1]
+        leading = bits - (unary == 1).sum(-1, keepdim=True)
+        time = torch.zeros(*unary.shape[:-1], bits + 1 + TIME_BITS, dtype=rows.dtype, device=rows.device)
+        time.scatter_(-1, leading, 1)
+        following = coded[..., -TIME_BITS:].clamp(min=0)
+        time.scatter_(-1, leading + 1 + torch.arange(TIME_BITS, device=rows.device), following)
+        rows[..., spans[TIME]] = torch.where(there & (leading < bits), time[..., :bits], torch.where(there, 0, -1))
+    return rows
+
+
+def noise(rows: Tensor, spans: dict[str, slice]) -> Tensor:
+    """
+    Tell which bits of rows (..., columns) are noise: bool(..., columns).
+    """
+    found = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
+    for field in NOISE_FIELDS:
+        if field in spans:
+            found[..., spans[field]] = True
+    if TIME in spans:
+        started = (rows[..., spans[TIME]] == 1).cumsum(-1) > 0
+        found[..., spans[TIME]] = started.cumsum(-1) > 1 + TIME_BITS
+    if "trace.direction" in spans:
+        from_initiator = rows[..., spans["trace.direction"]] == 0
+        for field, mine in (
+            ("tcp.sprt", from_initiator),
+            ("tcp.dprt", ~from_initiator),
+            ("udp.sport", from_initiator),
+            ("udp.dport", ~from_initiator),
+        ):
+            if field in spans:
+                above_1023 = (rows[..., spans[field]][..., :6] == 1).any(-1, keepdim=True)
+                found[..., spans[field]][..., PORT_BITS:] = mine & above_1023
     if "tcp.opt" in spans:
-        octets = (rows[:, spans["tcp.opt"]] == 1).view(len(rows), -1, 8).long() @ 2 ** torch.arange(7, -1, -1)
-        begins = (octets[:, :-1] == 8) & (octets[:, 1:] == 10)  # kind and length (RFC 7323 section 3.2)
-        stamps = torch.zeros(octets.shape, dtype=torch.bool)
-        for ahead in range(2, 10):
-            stamps[:, ahead:] |= begins[:, : octets.shape[1] - ahead]
-        weights[:, spans["tcp.opt"]] = torch.where(stamps.repeat_interleave(8, 1), NOISE, 1.0)
-    return weights
+        found[..., spans["tcp.opt"]] = option_noise(rows[..., spans["tcp.opt"]])
+    return found
+
+
+def option_noise(bits: Tensor) -> Tensor:
+    """
+    Tell which bits of TCP options (..., columns) are noise: the values of time stamps (RFC 7323 section 3.2), and the
+    sequence numbers of SACK blocks (RFC 2018 section 3).
+    """
+    octets = (bits.unflatten(-1, (-1, 8)) == 1).float() @ (2.0 ** torch.arange(7, -1, -1, device=bits.device))
+    kind, length = octets[..., :-1], octets[..., 1:]
+    found = torch.zeros(octets.shape, dtype=torch.bool, device=bits.device)
+    for option, value_octets in ((8, 8), (5, 8), (5, 16), (5, 24), (5, 32)):
+        begins = (kind == option) & (length == 2 + value_octets)
+        for ahead in range(2, min(2 + value_octets, octets.shape[-1])):
+            found[..., ahead:] |= begins[..., : octets.shape[-1] - ahead]
+    return found.repeat_interleave(8, -1)
 
 
 def mix_fields(rows: Tensor, fields: tuple[tuple[str, int], ...], share: float = 0.1) -> Tensor:

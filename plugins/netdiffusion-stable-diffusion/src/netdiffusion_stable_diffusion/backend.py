@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,12 +31,13 @@ from netdiffusion_core.model import Encoded, Layout, SampleRequest
 
 from . import checkpoint as checkpoints
 from .checkpoint import EMBEDDED, Checkpoint
-from .control import ControlMaps, learn_maps
+from .control import Exemplars, Start, Structure, edge_rows, learn_exemplars, learn_structure, own_edges, starts
 from .diffusion import LENGTHS, batches, denoise, denoising_loss, heights, padded, prompt
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "proj_in", "proj_out")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
-FORMAT = 1
+FORMAT = 2
+STRUCTURE_ARRAYS = ("edges", "origin", "target", "chance")
 TRAINED_OPTIONS = (
     "base",
     "controlnet",
@@ -95,8 +99,8 @@ class StableDiffusion(Backend):
         super().__init__(options)
         self.layout: Layout | None = None
         self.checkpoint: Checkpoint | None = None
-        self.length_counts: dict[str, dict[int, int]] = {}
-        self.maps: ControlMaps | None = None
+        self.starts: dict[str, dict[Start, int]] = {}  # class -> how flows begin -> how many
+        self.structure: Structure | Exemplars | None = None
 
     def fit(self, data: Encoded, context: Context) -> None:
         """
@@ -110,12 +114,19 @@ class StableDiffusion(Backend):
         longest = int(min(LENGTHS[-1], heights(data.lengths, base.codec.shortest).max()))
 
         # What is learned of a class besides the weights: how long its flows are and where its edges lie.
-        clipped = np.minimum(heights(data.lengths, base.codec.shortest), longest)
-        for label in np.unique(data.labels).tolist():
-            found, counts = np.unique(clipped[data.labels == label], return_counts=True)
-            self.length_counts[label] = {int(h): int(n) for h, n in zip(found, counts, strict=True)}
+        begin = starts(data, base.codec, longest)
+        self.starts = {}
+        for start, count in sorted(Counter(begin).items()):
+            self.starts.setdefault(start[0], {})[start] = count
+        own: Callable[[NDArray[np.int64], int], NDArray[np.float16]] | None = None
         if options.control != "none":
-            self.maps = learn_maps(data, base.codec, options.control, longest, context)
+            edges = edge_rows(data, base.codec, longest, context)
+            if options.control == "class":
+                self.structure, state_of = learn_structure(data, edges, base.codec, longest)
+                own = partial(self.structure.own, state_of, data)
+            else:
+                self.structure = learn_exemplars(data, edges, base.codec, longest)
+                own = partial(own_edges, data, edges)
 
         parameters = _add_lora(base, options)
         optimizer = torch.optim.AdamW(parameters, options.learning_rate, weight_decay=0.0)
@@ -123,14 +134,13 @@ class StableDiffusion(Backend):
         with context.progress("fine-tune", options.steps) as advance:
             for step in range(options.steps):
                 flows, height = next(stream)
-                images, labels = padded(data, flows, height), data.labels[flows].tolist()
-                latents = base.codec.encode(torch.tensor(images, device=base.unet.device))
-                if options.control == "exemplar":
-                    control = _tensor([base.codec.control(image) for image in images], base)
-                else:
-                    control = self._control(labels, height, [rng] * len(labels), base)
-                dropped = rng.random(len(labels)) < options.prompt_dropout
-                prompts = ["" if drop else prompt(label) for drop, label in zip(dropped, labels, strict=True)]
+                latents = base.codec.encode(torch.tensor(padded(data, flows, height), device=base.unet.device))
+                control = None if own is None else self._steer(base, own(flows, height))
+                dropped = rng.random(len(flows)) < options.prompt_dropout
+                prompts = [
+                    "" if drop else prompt(begin[flow][0], begin[flow][2])
+                    for drop, flow in zip(dropped, flows, strict=True)
+                ]
                 loss = denoising_loss(base, latents, base.embed(prompts), control, generator)
                 loss.backward()
                 for group in optimizer.param_groups:
@@ -148,34 +158,38 @@ class StableDiffusion(Backend):
         if self.checkpoint is None or self.layout is None:
             raise NotFittedError("The stable-diffusion backend has no model yet: call fit or load first.")
         for label in dict.fromkeys(request.labels):
-            if label not in self.length_counts:
-                known = sorted(self.length_counts)
+            if label not in self.starts:
+                known = sorted(self.starts)
                 raise DataError(
                     f"The model has not learned class {label!r}.{did_you_mean(label, known)} Known: {', '.join(known)}."
                 )
         options, base, codec = self.options, self.checkpoint, self.checkpoint.codec
         rngs = [np.random.default_rng([request.seed, i]) for i in range(len(request.labels))]
-        drawn = [self._draw_height(label, rng) for label, rng in zip(request.labels, rngs, strict=True)]
-        height_of = np.minimum(drawn, int(heights(np.array([request.max_packets]), codec.shortest)[0]))
+        begin = [self._draw_start(label, rng) for label, rng in zip(request.labels, rngs, strict=True)]
+        tallest = int(heights(np.array([request.max_packets]), codec.shortest)[0])
+        height_of = np.array([min(height, tallest) for _, height, _ in begin])
         flows: list[NDArray[np.int8]] = [np.empty((0, self.layout.width), np.int8)] * len(request.labels)
         with context.progress("denoise", len(flows)) as advance:
             for height in np.unique(height_of).tolist():
                 same = np.flatnonzero(height_of == height)
                 per_batch = max(1, options.rows_per_batch // height)
                 for some in np.array_split(same, -(-len(same) // per_batch)):
-                    labels = [request.labels[i] for i in some]
+                    some_rngs, some_begin = [rngs[i] for i in some], [begin[i] for i in some]
                     shape = codec.latent_shape(height)
-                    noise = np.stack([rngs[i].standard_normal(shape, np.float32) for i in some])
+                    noise = np.stack([rng.standard_normal(shape, np.float32) for rng in some_rngs])
+                    control = None
+                    if self.structure is not None:
+                        control = self._steer(base, self.structure.draw(some_begin, height, some_rngs))
                     latents = denoise(
                         base,
                         torch.tensor(noise, device=base.unet.device),
-                        [prompt(label) for label in labels],
-                        self._control(labels, height, [rngs[i] for i in some], base),
+                        [prompt(label, service) for label, _, service in some_begin],
+                        control,
                         steps=options.sampling_steps,
                         guidance=options.guidance,
                         control_scale=options.control_scale,
                     )
-                    for i, rows in zip(some, codec.decode(latents, [rngs[i] for i in some]), strict=True):
+                    for i, rows in zip(some, codec.decode(latents, some_rngs), strict=True):
                         flows[i] = _until_absent(rows)[: request.max_packets]
                     advance(len(some))
         return Encoded(
@@ -201,20 +215,27 @@ class StableDiffusion(Backend):
             unet_lora_adapter_metadata=self.checkpoint.unet.peft_config["default"].to_dict(),
             text_encoder_lora_adapter_metadata=self.checkpoint.text_encoder.peft_config["default"].to_dict(),
         )
-        labels = sorted(self.length_counts)
-        maps = {
-            f"{labels.index(label)}/{height}": images
-            for label, by_height in (self.maps.images if self.maps else {}).items()
-            for height, images in by_height.items()
-        }
-        save_file(maps, folder / "control.safetensors")
+        labels = list(self.starts)
+        arrays: dict[str, NDArray[Any]] = {}
+        if isinstance(self.structure, Structure):
+            arrays = {name: getattr(self.structure, name) for name in STRUCTURE_ARRAYS}
+        elif isinstance(self.structure, Exemplars):
+            arrays = {
+                f"{labels.index(label)}/{height}": images
+                for label, by_height in self.structure.images.items()
+                for height, images in by_height.items()
+            }
+        save_file(arrays, folder / "control.safetensors")
         record = {
             "format": FORMAT,
             "layout": attrs.asdict(self.layout),
             "base": self.options.base,
             "base_sha256": self.checkpoint.digest,
             "options": attrs.asdict(self.options),
-            "classes": {label: self.length_counts[label] for label in labels},
+            "classes": {
+                label: [[height, service, count] for (_, height, service), count in found.items()]
+                for label, found in self.starts.items()
+            },
         }
         (folder / "backend.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
@@ -235,12 +256,11 @@ class StableDiffusion(Backend):
             saved = Options(**record["options"])
             fields = tuple((str(name), int(bits)) for name, bits in record["layout"].pop("fields"))
             layout = Layout(**record["layout"], fields=fields)
-            counts = {label: {int(h): int(n) for h, n in c.items()} for label, c in record["classes"].items()}
-            labels = sorted(counts)
-            images: dict[str, dict[int, NDArray[np.float16]]] = {}
-            for name, stored in load_file(folder / "control.safetensors").items():
-                label, height = name.split("/")
-                images.setdefault(labels[int(label)], {})[int(height)] = stored
+            begin = {
+                label: {(label, int(height), str(service)): int(count) for height, service, count in found}
+                for label, found in record["classes"].items()
+            }
+            structure = _load_structure(load_file(folder / "control.safetensors"), begin, saved.control)
         except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
             raise DataError(f"{folder} is not a model of the stable-diffusion backend: {error}") from error
         if options is None:
@@ -261,7 +281,7 @@ class StableDiffusion(Backend):
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise DataError(f"The adapter in {folder} does not fit its base: {error}") from error
         backend.layout, backend.checkpoint = layout, base
-        backend.length_counts, backend.maps = counts, ControlMaps(images=images) if images else None
+        backend.starts, backend.structure = begin, structure
         return backend
 
     def _open(self, layout: Layout) -> Checkpoint:
@@ -287,21 +307,36 @@ class StableDiffusion(Backend):
             )
         return base
 
-    def _draw_height(self, label: str, rng: np.random.Generator) -> int:
-        counts = self.length_counts[label]
-        chance = np.array(list(counts.values()), float)
-        return int(rng.choice(list(counts), p=chance / chance.sum()))
+    def _draw_start(self, label: str, rng: np.random.Generator) -> Start:
+        """
+        Draw height and service of a flow, as they occur together in its class.
+        """
+        found = self.starts[label]
+        chance = np.array(list(found.values()), float)
+        return list(found)[rng.choice(len(found), p=chance / chance.sum())]
 
-    def _control(
-        self, labels: list[str], height: int, rngs: list[np.random.Generator], base: Checkpoint
-    ) -> torch.Tensor | None:
-        if self.maps is None:
-            return None
-        return _tensor([self.maps.choose(label, height, rng) for label, rng in zip(labels, rngs, strict=True)], base)
+    def _steer(self, base: Checkpoint, edges: NDArray[np.float16]) -> torch.Tensor:
+        return torch.tensor(base.codec.steer(edges), dtype=torch.float32, device=base.unet.device)
 
 
-def _tensor(images: list[NDArray[Any]], base: Checkpoint) -> torch.Tensor:
-    return torch.tensor(np.stack(images), dtype=torch.float32, device=base.unet.device)
+def _load_structure(
+    arrays: dict[str, NDArray[Any]], begin: dict[str, dict[Start, int]], control: str
+) -> Structure | Exemplars | None:
+    """
+    Undo what `save` did to the structure.
+    """
+    if control == "none":
+        return None
+    if control == "class":
+        names = sorted(start for found in begin.values() for start in found)
+        start = {name: len(arrays["edges"]) + i for i, name in enumerate(names)}
+        return Structure(**{name: arrays[name] for name in STRUCTURE_ARRAYS}, start=start)
+    labels = list(begin)
+    images: dict[str, dict[int, NDArray[np.float16]]] = {}
+    for name, stored in arrays.items():
+        label, height = name.split("/")
+        images.setdefault(labels[int(label)], {})[int(height)] = stored
+    return Exemplars(images=images)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -115,7 +115,7 @@ def load(base: str, layout: Layout, *, controlnet: str = "", download: bool = Fa
         raise ConfigError(f"backend.base: {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     for part in (checkpoint.unet, checkpoint.text_encoder, vae, checkpoint.controlnet):
         if part is not None:
-            part.to(device).requires_grad_(False).eval()
+            part.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
     return checkpoint
 
 
@@ -147,11 +147,14 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def new_base() -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer, DDIMScheduler]:
+def new_base(
+    codec: PacketCodec,
+) -> tuple[UNet2DConditionModel, ControlNetModel, CLIPTextModel, CLIPTokenizer, DDIMScheduler]:
     """
     Return the embedded base's parts as they are before training (the autoencoder aside).
 
-    The finest level has no attention: it sees up to 1,024 packets x 4 columns, and attention's cost is quadratic.
+    The prompt reaches the U-Net by cross-attention and, pooled, with the time: each residual block is scaled and
+    shifted by both (Dhariwal and Nichol 2021, section 3).
     """
     tokenizer = packet_tokenizer()
     text_encoder = CLIPTextModel(
@@ -169,16 +172,22 @@ def new_base() -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer, DDIM
         )
     )
     unet = UNet2DConditionModel(
-        sample_size=(64, 4),
-        in_channels=16,
-        out_channels=16,
-        block_out_channels=(64, 128, 192),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=(1, 64),
+        in_channels=codec.latent_channels,
+        out_channels=codec.latent_channels,
+        block_out_channels=(80, 128, 192),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
         layers_per_block=1,
         cross_attention_dim=128,
         attention_head_dim=4,
+        use_linear_projection=True,
         norm_num_groups=16,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",
+    )
+    controlnet = ControlNetModel.from_unet(
+        unet, conditioning_channels=codec.control_channels, conditioning_embedding_out_channels=(64,)
     )
     scheduler = DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
@@ -188,7 +197,7 @@ def new_base() -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer, DDIM
         clip_sample=False,
         set_alpha_to_one=True,
     )
-    return unet, text_encoder, tokenizer, scheduler
+    return unet, controlnet, text_encoder, tokenizer, scheduler
 
 
 def packet_tokenizer() -> CLIPTokenizer:
@@ -201,7 +210,7 @@ def packet_tokenizer() -> CLIPTokenizer:
     alphabet = sorted(ByteLevel.alphabet())
     symbols = alphabet + [letter + "</w>" for letter in alphabet]
     merges = []
-    for word in ("pixelated", "network", "data", "type"):
+    for word in ("pixelated", "network", "data", "type", "tcp", "udp", "icmp", "port"):
         prefix = word[0]
         for letter in [*word[1:-1], word[-1] + "</w>"]:
             merges.append((prefix, letter))

@@ -1,13 +1,14 @@
 """
 Control images: the structure that steers a flow.
 
-``control=class`` draws on what was learned of the class, the mean of its flows' Canny maps at each height;
-``control=exemplar`` follows the map of one training flow, as the paper does (section 3.2).
+``control=class`` draws it from what was learned of the class, a Markov chain over kinds of packets: `Structure`.
+``control=exemplar`` follows the Canny map of one training flow, as the paper does (section 3.2): `Exemplars`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -16,63 +17,213 @@ from numpy.typing import NDArray
 from netdiffusion_core.context import Context
 from netdiffusion_core.model import Encoded
 
-from .diffusion import heights, padded
+from .diffusion import LENGTHS, heights, places, services
 from .images import ColourCodec, PacketCodec
 
-FEWEST = 4
-"""With fewer flows of one height than this a mean would be a copy: the mean over all heights is used instead."""
+Codec = PacketCodec | ColourCodec
+Start = tuple[str, int, str]
+"""How a flow begins: class, height, service."""
 
-FLOWS_PER_CLASS = 64
+FEWEST = 8
+"""With fewer flows of one height a class's chain would repeat them: rare heights have one chain together."""
+
+SIZES_AN_OCTAVE = 4
 EXEMPLARS = 8
+END = 0
+SHORTEST = LENGTHS[0]
+
+_HEADERS = ("ipv4", "ipv6", "tcp", "udp", "icmp")
+_KIND_FIELDS = ("tcp.doff", "tcp.fin", "tcp.syn", "tcp.rst", "tcp.psh", "tcp.ackf", "icmp.type", "trace.direction")
 
 
-@attrs.frozen(kw_only=True)
-class ControlMaps:
+def starts(data: Encoded, codec: Codec, longest: int) -> list[Start]:
     """
-    images  label -> height -> float16[choices, channels, height, columns]; height 0 holds those for all other heights
+    Return how each flow begins.
+    """
+    height = np.minimum(heights(data.lengths, codec.shortest), longest).tolist()
+    return list(zip(data.labels.tolist(), height, services(data), strict=True))
+
+
+def edge_rows(data: Encoded, codec: Codec, longest: int, context: Context) -> NDArray[np.float16]:
+    """
+    Return each packet's row of its flow's Canny map: float16[packets, features], 0 beyond the longest height.
+    """
+    edges: NDArray[np.float16] | None = None
+    with context.progress("draw control maps", len(data)) as advance:
+        for start, flow in ((data.starts[i], data.flow(i)[:longest]) for i in range(len(data))):
+            rows = codec.edges(flow)
+            if edges is None:
+                edges = np.zeros((len(data.rows), rows.shape[1]), np.float16)
+            edges[start : start + len(rows)] = rows
+            advance()
+    assert edges is not None  # there is no training set without a flow
+    return edges
+
+
+def packet_kinds(data: Encoded) -> NDArray[np.int64]:
+    """
+    Number the kinds of packets: headers, TCP flags and header length, ICMP type, direction, order of size.
+    """
+    spans, parts = data.layout.spans(), []
+    for name in (*_HEADERS, *_KIND_FIELDS):
+        if name in spans:
+            columns = data.rows[:, spans[name]]
+            parts += list((columns[:, :1] >= 0 if name in _HEADERS else columns + 1).T)
+    for name in ("ipv4.tl", "ipv6.len"):
+        if name in spans:
+            size = (data.rows[:, spans[name]] == 1) @ (1 << np.arange(15, -1, -1))
+            parts.append((SIZES_AN_OCTAVE * np.log2(np.maximum(size, 1))).astype(np.int64))
+    return _number(*parts) if parts else np.zeros(len(data.rows), np.int64)
+
+
+def _number(*parts: NDArray[Any]) -> NDArray[np.int64]:
+    """
+    Number the combinations of small non-negative numbers from 0, in their order.
+    """
+    key = np.zeros(len(parts[0]), np.int64)
+    for part in parts:
+        key = np.unique(key * (int(part.max(initial=0)) + 1) + part, return_inverse=True)[1]
+    return key
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Structure:
+    """
+    A Markov chain of the second order: what kind of packet follows two others in flows of a class and height.
+
+    A state stands for the last two kinds, and is drawn as the mean row of Canny maps where these kinds meet. State 0 is
+    the flow's end; behind the states with edges there is one for each start.
+
+    edges    float16[states, features]
+    origin   int32[steps]    a step leads from this state, sorted
+    target   int32[steps]    to this one
+    chance   float64[steps]  in that share of cases
+    start    state of each start
+    """
+
+    edges: NDArray[np.float16]
+    origin: NDArray[np.int32]
+    target: NDArray[np.int32]
+    chance: NDArray[np.float64]
+    start: dict[Start, int]
+
+    def draw(self, begin: Sequence[Start], height: int, rngs: Sequence[np.random.Generator]) -> NDArray[np.float16]:
+        """
+        Return new Canny maps of this height, float16[flows, height, features], one for each start and random stream.
+
+        A flow does not end in the first half of its height, where a lower one would have been drawn, unless nothing
+        else was ever seen to follow.
+        """
+        uniform = np.stack([rng.random(height) for rng in rngs])
+        half = np.array([own_height // 2 if own_height > SHORTEST else 0 for _, own_height, _ in begin])
+        # The steps of state s share the interval from s to s + 1, so one search finds the next state of every flow.
+        first = np.searchsorted(self.origin, np.arange(self.origin[-1] + 2))
+        total = np.append(0, np.cumsum(self.chance))
+        ladder = self.origin + total[1:] - total[first[self.origin]]
+        end = np.zeros(len(first) - 1)
+        end[self.origin[self.target == END]] = self.chance[self.target == END]
+        state = np.array([self.start[b] for b in begin])
+        states = np.zeros((len(state), height), np.int64)
+        for packet in range(height):
+            u = uniform[:, packet]
+            u = np.where(packet < half, end[state] + u * (1 - end[state]), u)
+            step = np.searchsorted(ladder, state + np.minimum(u, 1 - 1e-9), side="right")
+            step = np.minimum(step, first[state + 1] - 1)
+            state = np.where(state == END, END, self.target[step])
+            states[:, packet] = state
+        return self.edges[states]
+
+    def own(
+        self, state_of: NDArray[np.int64], data: Encoded, flows: NDArray[np.int64], height: int
+    ) -> NDArray[np.float16]:
+        """
+        Return the maps that `draw` would if it drew just the states of these flows.
+        """
+        index = places(data, flows, height)
+        return self.edges[np.where(index >= 0, state_of[index], END)]
+
+
+def learn_structure(
+    data: Encoded, edges: NDArray[np.float16], codec: Codec, longest: int
+) -> tuple[Structure, NDArray[np.int64]]:
+    """
+    Learn each class's chain. Also return each packet's state, END beyond the longest height.
+    """
+    begin = starts(data, codec, longest)
+    label_of = np.unique(data.labels, return_inverse=True)[1]
+    height_of = np.array([height for _, height, _ in begin])
+    group = _number(label_of, height_of)
+    rare = np.bincount(group)[group] < FEWEST
+    group = _number(label_of, np.where(rare, 0, height_of))
+
+    flow = data.flow_of
+    position = np.arange(len(flow)) - data.starts[flow]
+    seen = np.flatnonzero(position < longest)
+    flow, position, kind = flow[seen], position[seen], packet_kinds(data)[seen]
+    before = np.where(position > 0, np.roll(kind, 1) + 1, 0)
+    state = 1 + _number(group[flow], before, kind)
+    number_of_states = int(state.max()) + 1
+
+    start = {name: number_of_states + i for i, name in enumerate(sorted(set(begin)))}
+    origin = np.where(position > 0, np.roll(state, 1), np.array([start[b] for b in begin])[flow])
+    last = np.append(position[1:] == 0, True)
+    steps, count = np.unique(
+        np.append(origin, state[last]) << 32 | np.append(state, np.full(last.sum(), END)), return_counts=True
+    )
+    origin, target = steps >> 32, steps & 0xFFFFFFFF
+
+    order = np.argsort(state, kind="stable")
+    sums = np.add.reduceat(
+        edges[seen][order], np.searchsorted(state[order], np.arange(1, number_of_states)), dtype=float
+    )
+    means = sums / np.bincount(state)[1:, None]
+    state_of = np.full(len(data.rows), END)
+    state_of[seen] = state
+    structure = Structure(
+        edges=np.concatenate([np.zeros_like(means[:1]), means]).astype(np.float16),
+        origin=origin.astype(np.int32),
+        target=target.astype(np.int32),
+        chance=count / np.bincount(origin, count)[origin],
+        start=start,
+    )
+    return structure, state_of
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Exemplars:
+    """
+    Canny maps of some training flows.
+
+    images  label -> height -> float16[choices, height, features]
     """
 
     images: dict[str, dict[int, NDArray[np.float16]]]
 
-    def choose(self, label: str, height: int, rng: np.random.Generator) -> NDArray[np.float16]:
+    def draw(self, begin: Sequence[Start], height: int, rngs: Sequence[np.random.Generator]) -> NDArray[np.float16]:
         """
-        Return one control image (channels, height, columns) of a class, cut or padded to the height.
+        Return one map of the class and height of each start, cut to this height.
         """
-        choices = self.images[label].get(height, self.images[label][0])
-        image = choices[rng.integers(len(choices))][:, :height]
-        return np.pad(image, ((0, 0), (0, height - image.shape[1]), (0, 0)))
+        choices = [self.images[label][own_height] for label, own_height, _ in begin]
+        return np.stack([maps[rng.integers(len(maps)), :height] for maps, rng in zip(choices, rngs, strict=True)])
 
 
-def learn_maps(
-    data: Encoded, codec: PacketCodec | ColourCodec, kind: Literal["class", "exemplar"], longest: int, context: Context
-) -> ControlMaps:
+def learn_exemplars(data: Encoded, edges: NDArray[np.float16], codec: Codec, longest: int) -> Exemplars:
     """
-    Draw the Canny maps of some flows of each class, and keep means (``class``) or a few of them (``exemplar``).
+    Keep a few flows' Canny maps of each class and height.
     """
-    height_of = np.minimum(heights(data.lengths, codec.shortest), longest)
-    labels = np.unique(data.labels).tolist()
-    images: dict[str, dict[int, NDArray[np.float16]]] = {}
-    with context.progress("draw control maps", len(labels)) as advance:
-        for label in labels:
-            flows = np.flatnonzero(data.labels == label)
-            flows = flows[np.linspace(0, len(flows) - 1, min(len(flows), FLOWS_PER_CLASS)).astype(int)]
-            by_height = {
-                int(height): np.stack(
-                    [
-                        codec.control(image).astype(np.float16)
-                        for image in padded(data, flows[height_of[flows] == height], int(height))
-                    ]
-                )
-                for height in np.unique(height_of[flows])
-            }
-            tallest = max(by_height)
-            pad = ((0, 0), (0, 0))
-            all_heights = np.concatenate([np.pad(m, (*pad, (0, tallest - h), (0, 0))) for h, m in by_height.items()])
-            if kind == "class":
-                images[label] = {h: m.mean(0, keepdims=True) for h, m in by_height.items() if len(m) >= FEWEST}
-                images[label][0] = all_heights.mean(0, keepdims=True)
-            else:
-                images[label] = {h: m[:EXEMPLARS] for h, m in by_height.items()}
-                images[label][0] = all_heights[:EXEMPLARS]
-            advance()
-    return ControlMaps(images=images)
+    found: dict[str, dict[int, list[int]]] = {}
+    for flow, (label, height, _) in enumerate(starts(data, codec, longest)):
+        found.setdefault(label, {}).setdefault(height, []).append(flow)
+    images = {
+        label: {h: own_edges(data, edges, np.array(flows[:EXEMPLARS]), h) for h, flows in by_height.items()}
+        for label, by_height in found.items()
+    }
+    return Exemplars(images=images)
+
+
+def own_edges(data: Encoded, edges: NDArray[np.float16], flows: NDArray[np.int64], height: int) -> NDArray[np.float16]:
+    """
+    Return these flows' own Canny maps: float16[flows, height, features].
+    """
+    index = places(data, flows, height)
+    return np.where(index[..., None] >= 0, edges[index], np.float16(0))

@@ -23,12 +23,38 @@ A flow is padded with absent rows to the next of these heights, so that short fl
 where the absent rows begin, which is how long flows are.
 """
 
+DYNAMIC_PORTS = 49152
+"""The first of them."""
 
-def prompt(label: str) -> str:
+
+def prompt(label: str, service: str) -> str:
     """
-    Name the class as the paper does.
+    Name the class as the paper does, and the service.
     """
-    return f"pixelated network data, type-{label}"
+    return f"pixelated network data, type-{label}" + (f", {service}" if service else "")
+
+
+def services(data: Encoded) -> list[str]:
+    """
+    Name each flow's service by what its first packet says of the transport and the responder's port: "tcp port 443".
+    Dynamic ports (RFC 6335 section 6) name no service: "udp". A flow of neither TCP, UDP nor ICMP has "".
+    """
+    first, spans = data.rows[data.starts[:-1]], data.layout.spans()
+    names = np.full(len(first), "", "U16")
+    for transport, source, destination in (("tcp", "tcp.sprt", "tcp.dprt"), ("udp", "udp.sport", "udp.dport")):
+        if source in spans and destination in spans:
+            there = (first[:, spans[source]] >= 0).all(1)
+            ports = [(first[:, spans[field]] == 1) @ (1 << np.arange(15, -1, -1)) for field in (source, destination)]
+            if "trace.direction" in spans:
+                from_responder = first[:, spans["trace.direction"]][:, 0] == 1
+                port = np.where(from_responder, *ports)
+            else:
+                port = np.minimum(*ports)
+            named = np.char.add(f"{transport} port ", port.astype(str))
+            names = np.where(there, np.where(port < DYNAMIC_PORTS, named, transport), names)
+    if "icmp.type" in spans:
+        names = np.where((first[:, spans["icmp.type"]] >= 0).all(1), "icmp", names)
+    return [str(name) for name in names]
 
 
 def heights(lengths: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:
@@ -38,15 +64,20 @@ def heights(lengths: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:
     return np.maximum(shortest, 1 << np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
 
 
+def places(data: Encoded, flows: NDArray[np.int64], height: int) -> NDArray[np.int64]:
+    """
+    Return which rows flows have at this height: int64[flows, height], -1 behind a flow's end.
+    """
+    packet = np.arange(height)
+    return np.where(packet < data.lengths[flows, None], data.starts[flows, None] + packet, -1)
+
+
 def padded(data: Encoded, flows: NDArray[np.int64], height: int) -> NDArray[np.int8]:
     """
     Return flows as images int8[flows, height, columns]; what is longer is cut, what is shorter padded with -1.
     """
-    images = np.full((len(flows), height, data.layout.width), -1, np.int8)
-    for image, flow in zip(images, flows, strict=True):
-        rows = data.flow(flow)[:height]
-        image[: len(rows)] = rows
-    return images
+    index = places(data, flows, height)
+    return np.where(index[..., None] >= 0, data.rows[index], np.int8(-1))
 
 
 def batches(

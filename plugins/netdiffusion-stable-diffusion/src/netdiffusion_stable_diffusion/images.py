@@ -19,7 +19,7 @@ from torch import Tensor
 
 from netdiffusion_core.model import Layout
 
-from .autoencoder import DRAWN_FIELDS, TIME_BITS, PacketAutoencoder
+from .autoencoder import DRAWN_FIELDS, TIME, TIME_BITS, PacketAutoencoder, noise, with_binary_time, with_unary_time
 
 Rows = NDArray[np.int8]
 
@@ -55,7 +55,7 @@ def canny(rows: Rows) -> NDArray[np.float32]:
 
 class PacketCodec:
     """
-    The embedded base's codec: latents (n, 16, packets, 4), control images of the same size.
+    The embedded base's codec: latents (n, channels, 1, packets), control images with a channel for each octet of a row.
     """
 
     shortest = 8
@@ -63,13 +63,14 @@ class PacketCodec:
     def __init__(self, autoencoder: PacketAutoencoder, layout: Layout) -> None:
         self.autoencoder, self.layout = autoencoder, layout
         self.spans = dict(layout.spans())
+        self.latent_channels = autoencoder.config.latent_channels
+        self.control_channels = -(-layout.width // 8)
 
     def latent_shape(self, packets: int) -> tuple[int, int, int]:
         """
         Return (channels, height, width) of the latents of a flow of this many packets.
         """
-        config = self.autoencoder.config
-        return config.latent_channels, packets, config.latent_columns
+        return self.latent_channels, 1, packets
 
     @torch.no_grad()
     def encode(self, rows: Tensor) -> Tensor:
@@ -77,38 +78,43 @@ class PacketCodec:
         Turn rows (n, packets, columns) into the means of their latents: numbers that a packet does not need then stay
         near 0, where samples of the posterior would be noise that no model can predict.
         """
-        return self.autoencoder.encode(rows)
+        return self.autoencoder.encode(with_unary_time(rows, self.spans))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, rngs: list[np.random.Generator]) -> Rows:
         """
         Turn latents into rows (n, packets, columns), one random stream a flow.
 
-        Bits that are random by nature are drawn from the decoder's probabilities: the likelier value would give each
-        port, identifier and time the same low bits. All others take their likelier value.
+        Noise is drawn from the decoder's probabilities: the likelier value would give each port, identifier and time
+        the same low bits. All other bits take their likelier value.
         """
-        present, value = (x.float().cpu().numpy() for x in self.autoencoder.decode(latents))
-        uniform = np.stack([rng.random(value.shape[1:], np.float32) for rng in rngs])
-        drawn = 1 / (1 + np.exp(-np.clip(value, -30, 30))) > uniform
-        bits = value > 0
+        present, value = self.autoencoder.decode(latents)
+        uniform = torch.tensor(np.stack([rng.random(value.shape[1:], np.float32) for rng in rngs]), device=value.device)
+        drawn = (torch.sigmoid(value) > uniform).to(torch.int8)
+        coded = torch.where(present > 0, value > 0, -1).to(torch.int8)
+        coded[..., -TIME_BITS:] = torch.where(present[..., -TIME_BITS:] > 0, drawn[..., -TIME_BITS:], -1)
+        rows = with_binary_time(coded, self.spans)
+        random = noise(rows, self.spans)
         for field in DRAWN_FIELDS:
             if field in self.spans:
-                bits[..., self.spans[field]] = drawn[..., self.spans[field]]
-        if "trace.iat_us" in self.spans:
-            time = bits[..., self.spans["trace.iat_us"]]
-            below = np.cumsum(np.cumsum(time, -1) > 0, -1) > TIME_BITS
-            bits[..., self.spans["trace.iat_us"]] = np.where(below, drawn[..., self.spans["trace.iat_us"]], time)
-        return np.where(present > 0, bits, -1).astype(np.int8)
+                random[..., self.spans[field]] = True
+        drawn = drawn[..., :-TIME_BITS]
+        if TIME in self.spans:  # the unary code has no bits below; they are as good as uniform
+            drawn[..., self.spans[TIME]] = uniform[..., self.spans[TIME]] < 0.5
+        return torch.where((rows >= 0) & random, drawn, rows).cpu().numpy()
 
-    def control(self, rows: Rows) -> NDArray[np.float32]:
+    def edges(self, rows: Rows) -> NDArray[np.float32]:
         """
-        Return the control image (channels, packets, columns) of one flow: its Canny map, averaged over runs of
-        columns to the size of the latents.
+        Return one flow's Canny map, averaged over octets: float32[packets, octets].
         """
-        channels, packets, width = self.latent_shape(len(rows))
         edges = canny(rows)
-        edges = np.pad(edges, ((0, 0), (0, -edges.shape[1] % (channels * width))))
-        return edges.reshape(packets, channels, width, -1).mean(-1).transpose(1, 0, 2)
+        return np.pad(edges, ((0, 0), (0, -edges.shape[1] % 8))).reshape(len(rows), -1, 8).mean(-1)
+
+    def steer(self, edges: NDArray[Any]) -> NDArray[Any]:
+        """
+        Turn edges (n, packets, octets) into control images (n, octets, 1, packets).
+        """
+        return edges.transpose(0, 2, 1)[:, :, None]
 
 
 class ColourCodec:
@@ -151,10 +157,14 @@ class ColourCodec:
         nearest = torch.einsum("nchw,kc->nkhw", pixels, colours).argmax(1)
         return (nearest[..., : self.layout.width] - 1).to(torch.int8).cpu().numpy()
 
-    def control(self, rows: Rows) -> NDArray[Any]:
+    def edges(self, rows: Rows) -> NDArray[np.float32]:
         """
-        Return the control image (3, packets, columns) of one flow: its Canny map.
+        Return one flow's Canny map: float32[packets, columns].
         """
-        edges = canny(rows)
-        edges = np.pad(edges, ((0, 0), (0, self.columns - edges.shape[1])))
-        return np.repeat(edges[None], 3, 0)
+        return np.pad(canny(rows), ((0, 0), (0, self.columns - rows.shape[1])))
+
+    def steer(self, edges: NDArray[Any]) -> NDArray[Any]:
+        """
+        Turn edges (n, packets, columns) into control images (n, 3, packets, columns).
+        """
+        return np.repeat(edges[:, None], 3, 1)

@@ -1,5 +1,5 @@
 """
-Train the embedded base: the packet autoencoder, then U-Net and text encoder, then the ControlNet.
+Train the embedded base: the packet autoencoder, then U-Net, text encoder and ControlNet together.
 
     netdiff train-base DATA... --output FOLDER
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
     from netdiffusion_core.model import Encoded
 
+    from .images import PacketCodec
+
 
 def train_base(
     data: Annotated[list[Path], typer.Argument(help="Folders LABEL/*.pcap; of split data only train is used.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the base, in diffusers' layout.")],
-    autoencoder_steps: Annotated[int, typer.Option(help="Steps of 512 packets.")] = 3000,
+    autoencoder_steps: Annotated[int, typer.Option(help="Steps of 512 packets.")] = 4000,
     unet_steps: Annotated[int, typer.Option(help="Steps of 2,048 packets.")] = 4000,
-    controlnet_steps: Annotated[int, typer.Option(help="Steps of 2,048 packets.")] = 500,
     longest: Annotated[int, typer.Option(help="Longest flow seen, in packets; longer ones are cut.")] = 1024,
     minutes_between_saves: Annotated[float, typer.Option(help="How often the training state is saved.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
@@ -48,14 +49,12 @@ def train_base(
     log.record["settings"] = {
         "autoencoder_steps": autoencoder_steps,
         "unet_steps": unet_steps,
-        "controlnet_steps": controlnet_steps,
         "longest": longest,
         "seed": seed,
     }
     device = Accelerator().device
     train_autoencoder(encoded, output, log, autoencoder_steps, seed, device)
     train_unet(encoded, output, log, unet_steps, longest, seed, device)
-    train_controlnet(encoded, output, log, controlnet_steps, longest, seed, device)
     print(f"The base stands in {output}.")  # noqa: T201
 
 
@@ -214,7 +213,8 @@ def train_autoencoder(data: Encoded, output: Path, log: Log, steps: int, seed: i
     import numpy as np
     import torch
 
-    from .autoencoder import PacketAutoencoder, bit_weights, mix_fields
+    from .autoencoder import PacketAutoencoder, bit_weights, mix_fields, with_unary_time
+    from .images import PacketCodec
 
     if (output / "vae").is_dir():
         return
@@ -231,7 +231,7 @@ def train_autoencoder(data: Encoded, output: Path, log: Log, steps: int, seed: i
         batch = mix_fields(torch.tensor(rows), data.layout.fields).to(device)
         for group in state.optimizer.param_groups:
             group["lr"] = 1e-3 * 0.5 * (1 + np.cos(np.pi * state.step / steps)) * min(1, (state.step + 1) / 100)
-        loss, parts = model.loss(batch, bit_weights(batch.cpu(), spans).to(device), kl_weight=0.05)
+        loss, parts = model.loss(with_unary_time(batch, spans), bit_weights(batch, spans), kl_weight=0.05)
         state.update(loss)
         log.step("autoencoder", state.step, steps, parts)
         if log.due():
@@ -239,51 +239,93 @@ def train_autoencoder(data: Encoded, output: Path, log: Log, steps: int, seed: i
     state.averaged()
     with torch.no_grad():
         sample = torch.tensor(data.rows[np.searchsorted(chances, rng.random(20_000))], device=device)
-        mean, log_variance = model.posterior(sample)
+        mean, log_variance = model.posterior(with_unary_time(sample, spans))
         model.latent_mean.copy_(mean.mean(0))
         model.latent_std.copy_((mean.var(0) + log_variance.exp().mean(0)).sqrt())
+    log.record["autoencoder_field_errors"] = field_errors(PacketCodec(model.eval(), data.layout), sample)
     model.half().save_pretrained(output / "vae")
     log.finish("autoencoder")
+
+
+def field_errors(codec: PacketCodec, rows: torch.Tensor) -> dict[str, float]:
+    """
+    Return of each field the share of packets of rows (n, columns) that have it and get a bit of it wrong which is not
+    noise, or lose it.
+    """
+    import numpy as np
+    import torch
+
+    from .autoencoder import noise
+
+    decoded = codec.decode(codec.encode(rows[None]), [np.random.default_rng(0)])[0]
+    wrong = (torch.tensor(decoded) != rows.cpu()) & ~noise(rows.cpu(), codec.spans)
+    errors = {}
+    for field, _ in codec.layout.fields:
+        there = (rows[:, codec.spans[field]] >= 0).all(1).cpu()
+        if there.any():
+            errors[field] = round(wrong[there][:, codec.spans[field]].any(1).float().mean().item(), 5)
+    return errors
 
 
 def train_unet(
     data: Encoded, output: Path, log: Log, steps: int, longest: int, seed: int, device: torch.device
 ) -> None:
     """
-    Train U-Net and text encoder to denoise flows; one prompt in ten is empty, for classifier-free guidance.
+    Train U-Net, text encoder and ControlNet to denoise flows; one prompt in ten is empty, for classifier-free guidance.
+
+    A batch in four goes without ControlNet, one follows its flows' own Canny maps (``control=exemplar``), and two
+    follow their structure as ``control=class`` draws it.
     """
     import numpy as np
     import torch
 
+    from netdiffusion_core.context import Context
+
     from .autoencoder import PacketAutoencoder
     from .checkpoint import LAYOUT_FILE, Checkpoint, layout_record, new_base
-    from .diffusion import batches, denoising_loss, padded, prompt
+    from .control import edge_rows, learn_structure, own_edges
+    from .diffusion import batches, denoising_loss, places, prompt, services
     from .images import PacketCodec
 
     if (output / "unet").is_dir():
         return
     codec = PacketCodec(PacketAutoencoder.from_pretrained(output / "vae").float().to(device), data.layout)
-    unet, text_encoder, tokenizer, scheduler = new_base()
+    unet, controlnet, text_encoder, tokenizer, scheduler = new_base(codec)
     base = Checkpoint(
-        unet=unet.to(device),
+        unet=unet.to(device, memory_format=torch.channels_last),
         text_encoder=text_encoder.to(device),
         tokenizer=tokenizer,
         scheduler=scheduler,
         codec=codec,
-        controlnet=None,
+        controlnet=controlnet.to(device, memory_format=torch.channels_last),
         digest="",
     )
-    state = Trainable(output / "unet.state", {"unet": unet, "text_encoder": text_encoder}, 5e-4)
+    modules = {"unet": unet, "text_encoder": text_encoder, "controlnet": controlnet}
+    state = Trainable(output / "unet.state", modules, 5e-4)
+    latents_of = encode_packets(data, codec, device)
+    prompt_of = [prompt(*words) for words in zip(data.labels.tolist(), services(data), strict=True)]
+    edges = edge_rows(data, codec, longest, Context())
+    structure, state_of = learn_structure(data, edges, codec, longest)
+
     rng = np.random.default_rng([seed, state.step, 1])
     generator = torch.Generator().manual_seed(seed + state.step)
     stream = batches(data, rng, rows=2048, shortest=codec.shortest, longest=longest)
     while state.step < steps:
         flows, height = next(stream)
-        latents = codec.encode(torch.tensor(padded(data, flows, height), device=device))
-        prompts = ["" if rng.random() < 0.1 else prompt(label) for label in data.labels[flows]]
-        loss = denoising_loss(base, latents, base.embed(prompts), None, generator)
+        latents = latents_of[places(data, flows, height)].transpose(1, 2).unsqueeze(2)
+        prompts = ["" if rng.random() < 0.1 else prompt_of[flow] for flow in flows]
+        steering = rng.choice(["none", "exemplar", "class", "class"])
+        control = None
+        if steering != "none":
+            maps = (
+                own_edges(data, edges, flows, height)
+                if steering == "exemplar"
+                else structure.own(state_of, data, flows, height)
+            )
+            control = torch.tensor(codec.steer(maps), dtype=torch.float32, device=device)
+        loss = denoising_loss(base, latents, base.embed(prompts), control, generator)
         state.update(loss)
-        log.step("unet", state.step, steps, {"loss": loss.item()})
+        log.step("unet", state.step, steps, {f"loss, control={steering}": loss.item()})
         if log.due():
             state.save()
             log.write()
@@ -303,59 +345,16 @@ def train_unet(
     }
     index = {"_class_name": "StableDiffusionControlNetPipeline", **parts}
     (output / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+    controlnet.half().save_pretrained(output / "controlnet")
     unet.half().save_pretrained(output / "unet")
     log.finish("unet")
 
 
-def train_controlnet(
-    data: Encoded, output: Path, log: Log, steps: int, longest: int, seed: int, device: torch.device
-) -> None:
+def encode_packets(data: Encoded, codec: PacketCodec, device: torch.device) -> torch.Tensor:
     """
-    Train the ControlNet beside the frozen U-Net: half the flows are steered by their own Canny map, half by the mean
-    of their class's, which is what ``control=class`` gives it later.
+    Return the latents of every packet, and last those of an absent one: float32[packets + 1, channels].
     """
-    import numpy as np
     import torch
-    from diffusers import ControlNetModel
 
-    from netdiffusion_core.context import Context
-
-    from .checkpoint import load
-    from .control import learn_maps
-    from .diffusion import batches, denoising_loss, padded, prompt
-
-    if (output / "controlnet").is_dir():
-        return
-    base = load(str(output), data.layout, device=str(device))
-    base.controlnet = ControlNetModel.from_unet(
-        base.unet,
-        conditioning_channels=base.unet.config.in_channels,
-        conditioning_embedding_out_channels=(16,),
-    ).to(device)
-    base.controlnet.requires_grad_(True).train()
-    state = Trainable(output / "controlnet.state", {"controlnet": base.controlnet}, 3e-4)
-    maps = learn_maps(data, base.codec, "class", longest, Context())
-    rng = np.random.default_rng([seed, state.step, 2])
-    generator = torch.Generator().manual_seed(seed + state.step)
-    stream = batches(data, rng, rows=2048, shortest=base.codec.shortest, longest=longest)
-    while state.step < steps:
-        flows, height = next(stream)
-        images = padded(data, flows, height)
-        own = rng.random(len(flows)) < 0.5
-        control = [
-            base.codec.control(image) if mine else maps.choose(str(label), height, rng)
-            for image, mine, label in zip(images, own, data.labels[flows], strict=True)
-        ]
-        with torch.no_grad():
-            latents = base.codec.encode(torch.tensor(images, device=device))
-            embeddings = base.embed(["" if rng.random() < 0.1 else prompt(label) for label in data.labels[flows]])
-        steering = torch.tensor(np.stack(control), dtype=torch.float32, device=device)
-        loss = denoising_loss(base, latents, embeddings, steering, generator)
-        state.update(loss)
-        log.step("controlnet", state.step, steps, {"loss": loss.item()})
-        if log.due():
-            state.save()
-            log.write()
-    state.averaged()
-    base.controlnet.half().save_pretrained(output / "controlnet")
-    log.finish("controlnet")
+    rows = torch.cat([torch.tensor(data.rows), torch.full((1, data.layout.width), -1, dtype=torch.int8)])
+    return torch.cat([codec.encode(some[None].to(device))[0, :, 0].T for some in rows.split(8192)])
