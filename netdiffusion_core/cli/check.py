@@ -27,7 +27,7 @@ def check(
 
     Example: netdiff check first-run/synthetic --rules tcp,udp --json
     """
-    config, given = session.settings(rules=rules, **{"rules.off": rules_off})
+    config, given = session.settings(rules=rules, rules_off=rules_off)
     import attrs
 
     from .. import pipeline

@@ -94,6 +94,15 @@ _SHARED: Mapping[str, tuple[Any, Any]] = {
     "traceback": (_TRACEBACK, False),
 }
 
+SETTINGS_OF_FLAGS = {
+    "rules_off": "rules.off",
+    "payload": "encoder.payload",
+    "client_net": "encoder.client_net",
+    "server_net": "encoder.server_net",
+    "nprint_args": "encoder.nprint_args",
+}
+"""Of flags that are called otherwise than their setting."""
+
 
 @attrs.frozen(kw_only=True)
 class Session:
@@ -118,7 +127,7 @@ class Session:
         """
         if broken := ", ".join(b.origin.entry_point for b in self.plugins.broken):
             logger.warning("broken plugins are left out: %s; see netdiff plugins list", broken)
-        texts = {k: Text(v) if isinstance(v, str) else v for k, v in flags.items()}
+        texts = {SETTINGS_OF_FLAGS.get(k, k): Text(v) if isinstance(v, str) else v for k, v in flags.items()}
         return settings.load(self.config_file, flags=texts, assignments=self.assignments)
 
 

@@ -8,6 +8,9 @@ import typer
 
 from .common import Session, command, print_table
 
+KEYS = {"encoder": "encoder.name", "backend": "backend.name", "rules_off": "rules.off"}
+"""Of settings that have an attribute of another name."""
+
 
 def add_commands(app: typer.Typer) -> None:
     """
@@ -30,7 +33,7 @@ def show_config(session: Session) -> None:
     for column in ("setting", "value", "from"):
         table.add_column(column, overflow="fold")
     rows = {
-        {"encoder": "encoder.name", "backend": "backend.name"}.get(f.name, f.name): getattr(config, f.name)
+        KEYS.get(f.name, f.name): getattr(config, f.name)
         for f in attrs.fields(type(config))
         if not f.name.endswith("_options")
     }

@@ -29,7 +29,9 @@ def decode(
     """
     config = session.config(
         seed=seed,
-        **{"encoder.payload": payload, "encoder.client_net": client_net, "encoder.server_net": server_net},
+        payload=payload,
+        client_net=client_net,
+        server_net=server_net,
     )
     from .. import pipeline, storage
     from ..context import Context

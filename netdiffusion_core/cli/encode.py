@@ -40,7 +40,7 @@ def encode(
         classes=classes,
         encoder=encoder,
         max_packets=max_packets,
-        **{"encoder.nprint_args": nprint_args},
+        nprint_args=nprint_args,
     )
     from .. import pipeline, storage
     from ..errors import ConfigError, did_you_mean

@@ -51,12 +51,10 @@ def generate(
         rules=rules,
         max_packets=max_packets,
         seed=seed,
-        **{
-            "rules.off": rules_off,
-            "encoder.payload": payload,
-            "encoder.client_net": client_net,
-            "encoder.server_net": server_net,
-        },
+        rules_off=rules_off,
+        payload=payload,
+        client_net=client_net,
+        server_net=server_net,
     )
     from .. import pipeline
     from ..context import Context

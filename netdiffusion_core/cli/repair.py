@@ -29,7 +29,7 @@ def repair(
 
     Example: netdiff repair broken/ -o mended --rules tcp,udp
     """
-    config = session.config(rules=rules, seed=seed, **{"rules.off": rules_off})
+    config = session.config(rules=rules, seed=seed, rules_off=rules_off)
     import attrs
 
     from .. import pipeline, repairs
