@@ -115,7 +115,7 @@ class StableDiffusion(Backend):
 
         # What is learned of a class besides the weights: how long its flows are and where its edges lie.
         begin = starts(data, base.codec, longest)
-        self.starts = {}
+        self.starts, self.structure = {}, None
         for start, count in sorted(Counter(begin).items()):
             self.starts.setdefault(start[0], {})[start] = count
         own: Callable[[NDArray[np.int64], int], NDArray[np.float16]] | None = None
