@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from .interfaces import Encoder, RuleSet
@@ -40,16 +42,19 @@ def stream_seed(seed: int, name: str) -> int:
 @attrs.frozen(kw_only=True)
 class Context:
     """
-    seed      the run's seed; take `rng` or `stream_seed` of it, never the bare number
-    progress  ``with context.progress("fit", total=steps) as advance: advance(note="loss 0.31")``
-    encoder   the run's encoder, for evaluators that look at bits
-    rules     the run's rule sets in order, for evaluators that look at compliance
+    seed         the run's seed; take `rng` or `stream_seed` of it, never the bare number
+    progress     ``with context.progress("fit", total=steps) as advance: advance(note="loss 0.31")``
+    encoder      the run's encoder, for evaluators that look at bits
+    rules        the run's rule sets in order, for evaluators that look at compliance
+    checkpoints  a folder to make, where a backend may keep the state of its training; what it finds there is its own
+                 state from before an interruption. None: nothing is kept
     """
 
     seed: int = 0
     progress: Callable[[str, int], AbstractContextManager[Advance]] = silent
     encoder: Encoder | None = None
     rules: tuple[tuple[str, RuleSet], ...] = ()
+    checkpoints: Path | None = None
 
     def rng(self, name: str) -> np.random.Generator:
         """

@@ -1,5 +1,5 @@
 """
-The backend on small, randomly initialised checkpoints of both families: it trains, samples, saves and refuses.
+The backend on a small, randomly initialised base of packets: it trains, samples, saves and refuses.
 
 What the embedded base is worth is not asked here: the evaluators' report says that.
 """
@@ -9,25 +9,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 
 import attrs
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    ControlNetModel,
-    DDIMScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from netdiffusion_core.context import Context
 from netdiffusion_core.errors import ConfigError, DataError, NotFittedError
 from netdiffusion_core.model import Encoded, Layout, SampleRequest
-from netdiffusion_stable_diffusion import checkpoint
+from netdiffusion_stable_diffusion import checkpoint, fine_tuning
 from netdiffusion_stable_diffusion.autoencoder import (
     TIME,
     PacketAutoencoder,
@@ -37,39 +32,7 @@ from netdiffusion_stable_diffusion.autoencoder import (
 )
 from netdiffusion_stable_diffusion.backend import Options, StableDiffusion
 from netdiffusion_stable_diffusion.diffusion import denoising_loss, padded, prompt, services
-from netdiffusion_stable_diffusion.images import ColourCodec, canny
-
-LAYOUT = Layout(
-    name="test",
-    version=1,
-    fields=(("ipv4.tl", 16), ("ipv4.id", 16), ("tcp.sprt", 16), ("udp.sport", 16), ("trace.iat_us", 64)),
-)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def data() -> Encoded:
-    """
-    Two classes: "long" has TCP columns and 10 to 20 packets, "short" has UDP columns and 2 to 6.
-    """
-    rng = np.random.default_rng(0)
-    lengths = np.concatenate([rng.integers(10, 21, 12), rng.integers(2, 7, 12)])
-    labels = np.repeat(["long", "short"], 12)
-    rows = rng.integers(0, 2, (lengths.sum(), LAYOUT.width)).astype(np.int8)
-    long = np.repeat(labels, lengths) == "long"
-    rows[long, LAYOUT.span("udp")] = -1
-    rows[~long, LAYOUT.span("tcp")] = -1
-    return Encoded(
-        rows=rows,
-        starts=np.cumsum([0, *lengths]),
-        labels=labels,
-        start_times=np.zeros(24),
-        layout=LAYOUT,
-    )
+from netdiffusion_stable_diffusion.images import canny
 
 
 def write_text_model(folder, width: int) -> None:
@@ -105,7 +68,7 @@ def small_unet(channels: int) -> UNet2DConditionModel:
 
 
 @pytest.fixture(scope="module")
-def packet_base(tmp_path_factory):
+def packet_base(tmp_path_factory, layout):
     """
     A folder like the embedded base, untrained.
     """
@@ -113,42 +76,18 @@ def packet_base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packet-base")
     unet = small_unet(16)
     unet.save_pretrained(folder / "unet")
-    PacketAutoencoder(columns=LAYOUT.width, latent_channels=16, hidden=32).save_pretrained(folder / "vae")
+    PacketAutoencoder(columns=layout.width, latent_channels=16, hidden=32).save_pretrained(folder / "vae")
     DDIMScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
     control = ControlNetModel.from_unet(unet, conditioning_channels=16, conditioning_embedding_out_channels=(16,))
     control.save_pretrained(folder / "controlnet")
     write_text_model(folder, 16)
-    (folder / "layout.json").write_text(json.dumps(checkpoint.layout_record(LAYOUT)))
-    vae = ["netdiffusion_stable_diffusion.autoencoder", "PacketAutoencoder"]
-    (folder / "model_index.json").write_text(json.dumps({"vae": vae}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def picture_base(tmp_path_factory):
-    """
-    A folder like Stable Diffusion 1.5, small and untrained: AutoencoderKL, PNDM, noise prediction.
-    """
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("picture-base")
-    text, tokens = CLIPTextModel, checkpoint.packet_tokenizer()
-    write_text_model(folder, 16)
-    StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(4, 4, 4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            norm_num_groups=2,
-        ),
-        unet=small_unet(4),
-        text_encoder=text.from_pretrained(folder / "text_encoder"),
-        tokenizer=tokens,
-        scheduler=PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    (folder / "layout.json").write_text(json.dumps(checkpoint.layout_record(layout)))
+    index = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "vae": ["netdiffusion_stable_diffusion.autoencoder", "PacketAutoencoder"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
@@ -198,6 +137,38 @@ class TestPacketBase:
                 )
         assert losses[1] < 0.97 * losses[0]
 
+    @pytest.mark.parametrize("stopped_at", [1, 3, 4])
+    def test_fine_tuning_that_was_interrupted_ends_as_it_would_have(
+        self, packet_base, data, tmp_path, monkeypatch, stopped_at
+    ):
+        """
+        The state of each step is kept, and no step is taken again.
+        """
+        monkeypatch.setattr(fine_tuning, "CHECKPOINT_SECONDS", -1)
+        whole = StableDiffusion(options(packet_base))
+        whole.fit(data, Context())
+
+        taken = []
+
+        @contextmanager
+        def stop(title, total):
+            def advance(steps=1, note=""):
+                if title == "fine-tune" and note:
+                    taken.append(note)
+                    if len(taken) == stopped_at + 1:
+                        raise KeyboardInterrupt
+
+            yield advance
+
+        for attempt in range(2):
+            backend = StableDiffusion(options(packet_base))
+            context = Context(checkpoints=tmp_path / "checkpoints", progress=stop)
+            with pytest.raises(KeyboardInterrupt) if not attempt and stopped_at < 4 else nullcontext():
+                backend.fit(data, context)
+        assert len(taken) == 4 + (stopped_at < 4)  # the step in which it was stopped, and no other, twice
+        again = backend.sample(REQUEST, Context())
+        np.testing.assert_array_equal(whole.sample(REQUEST, Context()).rows, again.rows)
+
     def test_flow_does_not_depend_on_batch_size(self, packet_base, data, tmp_path):
         """
         Flow i is the same flow alone in its batch and among others.
@@ -233,6 +204,15 @@ class TestPacketBase:
         unet.load_lora_adapter(tmp_path, prefix="unet", weight_name="pytorch_lora_weights.safetensors")
         assert not torch.allclose(before, unet(x, 1, text).sample)
 
+    def test_what_waits_is_brought_to_the_device(self, packet_base, data, waiting):
+        """
+        With offload, text encoder and autoencoder may only work where `at_work` has brought them to the device.
+        """
+        waiting(PacketAutoencoder, CLIPTextModel)
+        backend = StableDiffusion(options(packet_base))
+        backend.fit(data, Context())
+        assert len(backend.sample(REQUEST, Context())) == len(REQUEST.labels)
+
     def test_longer_flows_are_cut(self, packet_base, data):
         """
         max_packets holds.
@@ -240,60 +220,6 @@ class TestPacketBase:
         backend = StableDiffusion(options(packet_base))
         backend.fit(data, Context())
         assert backend.sample(attrs.evolve(REQUEST, max_packets=3), Context()).lengths.max() <= 3
-
-
-class TestPictureBase:
-    """
-    Stable Diffusion 1.x and 2.x: the same code path, with colours.
-    """
-
-    def test_fit_and_sample(self, picture_base, data, tmp_path):
-        """
-        A folder in Stable Diffusion's own layout is fine-tuned, sampled and loaded again.
-        """
-        backend = StableDiffusion(options(picture_base, control="none", steps=2))
-        backend.fit(data, Context())
-        fitted = backend.sample(REQUEST, Context())
-        backend.save(tmp_path)
-        np.testing.assert_array_equal(fitted.rows, StableDiffusion.load(tmp_path).sample(REQUEST, Context()).rows)
-
-    def test_canny_controlnet(self, picture_base, data, tmp_path):
-        """
-        A ControlNet folder of the checkpoint's family is taken; it reads Canny maps in pixels.
-        """
-        unet = UNet2DConditionModel.from_pretrained(picture_base, subfolder="unet")
-        ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 4, 4)).save_pretrained(tmp_path)
-        backend = StableDiffusion(options(picture_base, controlnet=str(tmp_path), steps=1))
-        backend.fit(data, Context())
-        assert len(backend.sample(REQUEST, Context())) == 5
-
-    def test_control_without_controlnet_is_refused(self, picture_base, data):
-        """
-        Nothing is silently unsteered.
-        """
-        with pytest.raises(ConfigError, match=r"backend\.control=none"):
-            StableDiffusion(options(picture_base)).fit(data, Context())
-
-    def test_nearest_colour(self):
-        """
-        Colours a little off decode to the value that they are nearest to.
-        """
-
-        class Identity:
-            config = attrs.make_class("Config", ["block_out_channels", "scaling_factor", "latent_channels"])(
-                [1], 1.0, 3
-            )
-            dtype = torch.float32
-
-            def decode(self, latents):
-                return attrs.make_class("Output", ["sample"])(latents)
-
-        rows = np.random.default_rng(0).integers(-1, 2, (64, LAYOUT.width)).astype(np.int8)
-        colours = np.array([[-1, -1, 1], [-1, 1, -1], [1, -1, -1]], np.float32)
-        pixels = torch.tensor(colours[rows + 1]).permute(2, 0, 1)[None] + 0.4 * torch.randn(1, 3, *rows.shape).clamp(
-            -2, 2
-        )
-        np.testing.assert_array_equal(ColourCodec(Identity(), LAYOUT).decode(pixels, [])[0], rows)
 
 
 class TestRefusals:
@@ -312,24 +238,35 @@ class TestRefusals:
             backend.sample(SampleRequest(labels=("shrt",), max_packets=8, seed=0), Context())
 
     def test_other_layout(self, packet_base, data):
-        other = attrs.evolve(data, layout=attrs.evolve(LAYOUT, version=2))
+        other = attrs.evolve(data, layout=attrs.evolve(data.layout, version=2))
         with pytest.raises(DataError, match="version 1"):
             StableDiffusion(options(packet_base)).fit(other, Context())
 
-    def test_missing_checkpoint_names_the_offline_way(self, data):
+    @pytest.mark.parametrize("control", ["class", "exemplar"])
+    def test_damaged_control_maps(self, packet_base, data, tmp_path, control):
         """
-        No network access happens unless asked for.
+        Maps that are no file of tensors, of the wrong size, or lack a class are found when the model is loaded.
         """
-        with pytest.raises(ConfigError, match=r"copy the folder here"):
-            StableDiffusion(options("nobody/no-such-model")).fit(data, Context())
-
-    def test_damaged_model_folder(self, packet_base, data, tmp_path):
-        backend = StableDiffusion(options(packet_base, steps=1))
+        backend = StableDiffusion(options(packet_base, steps=1, control=control))
         backend.fit(data, Context())
         backend.save(tmp_path)
-        (tmp_path / "control.safetensors").write_bytes(b"\x00" * 30)
+        path = tmp_path / "control.safetensors"
+        whole = load_file(path)
+        damaged = [
+            {name: array[..., :-1].copy() for name, array in whole.items()},
+            {name: array[:-1] for name, array in whole.items()}
+            if control == "class"
+            else {name: array for name, array in whole.items() if not name.startswith("1/")},
+        ]
+        for arrays in damaged:
+            save_file(arrays, path)
+            with pytest.raises(DataError, match=r"control\.safetensors is damaged"):
+                StableDiffusion.load(tmp_path)
+        path.write_bytes(b"\x00" * 30)
         with pytest.raises(DataError, match="not a model"):
             StableDiffusion.load(tmp_path)
+        save_file(whole, path)
+        StableDiffusion.load(tmp_path)
 
     def test_unusable_device(self, packet_base, data):
         with pytest.raises(ConfigError, match="cuda:77"):

@@ -17,25 +17,22 @@ from typing import Any, Literal, Self
 import attrs
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from netdiffusion_core.context import Context, stream_seed
+from netdiffusion_core.context import Context
 from netdiffusion_core.errors import ConfigError, DataError, NotFittedError, did_you_mean
 from netdiffusion_core.interfaces import Backend
 from netdiffusion_core.model import Encoded, Layout, SampleRequest
 
 from . import checkpoint as checkpoints
-from .checkpoint import EMBEDDED, Checkpoint
+from .checkpoint import EMBEDDED, Precision
 from .control import Exemplars, Start, Structure, edge_rows, learn_exemplars, learn_structure, own_edges, starts
-from .diffusion import LENGTHS, batches, denoise, denoising_loss, heights, padded, prompt
+from .diffusion import LENGTHS, denoise, heights, prompt
+from .family import Family
+from .fine_tuning import fine_tune
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "proj_in", "proj_out")
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 FORMAT = 2
 STRUCTURE_ARRAYS = ("edges", "origin", "target", "chance")
 TRAINED_OPTIONS = (
@@ -83,6 +80,11 @@ class Options:
     guidance: float = _option(1.5, "classifier-free guidance; 1 is none", attrs.validators.gt(0))
     rows_per_batch: int = _option(4096, "packets denoised together", attrs.validators.ge(1))
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
+    precision: Precision = _option(
+        "auto", "fp32, fp16, bf16; auto is fp32 on a CPU and for the embedded base, else what the GPU computes in best"
+    )
+    offload: bool = _option(False, "text encoders and autoencoder wait in main memory until they are at work")
+    gradient_checkpointing: bool = _option(False, "fine-tune in less memory, for a third more time")
     threads: int = _option(
         0, "CPU threads of torch; 0 takes the cores that this process may use", attrs.validators.ge(0)
     )
@@ -98,7 +100,7 @@ class StableDiffusion(Backend):
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
         self.layout: Layout | None = None
-        self.checkpoint: Checkpoint | None = None
+        self.checkpoint: Family | None = None
         self.starts: dict[str, dict[Start, int]] = {}  # class -> how flows begin -> how many
         self.structure: Structure | Exemplars | None = None
 
@@ -108,9 +110,6 @@ class StableDiffusion(Backend):
         """
         options, layout = self.options, data.layout
         base = self._open(layout)
-        rng = context.rng("backend.fit")
-        generator = torch.Generator().manual_seed(stream_seed(context.seed, "backend.noise"))
-        torch.manual_seed(stream_seed(context.seed, "backend.weights"))
         longest = int(min(LENGTHS[-1], heights(data.lengths, base.codec.shortest).max()))
 
         # What is learned of a class besides the weights: how long its flows are and where its edges lie.
@@ -128,27 +127,20 @@ class StableDiffusion(Backend):
                 self.structure = learn_exemplars(data, edges, base.codec, longest)
                 own = partial(own_edges, data, edges)
 
-        parameters = _add_lora(base, options)
-        optimizer = torch.optim.AdamW(parameters, options.learning_rate, weight_decay=0.0)
-        stream = batches(data, rng, rows=options.rows_per_step, shortest=base.codec.shortest, longest=longest)
-        with context.progress("fine-tune", options.steps) as advance:
-            for step in range(options.steps):
-                flows, height = next(stream)
-                latents = base.codec.encode(torch.tensor(padded(data, flows, height), device=base.unet.device))
-                control = None if own is None else self._steer(base, own(flows, height))
-                dropped = rng.random(len(flows)) < options.prompt_dropout
-                prompts = [
-                    "" if drop else prompt(begin[flow][0], begin[flow][2])
-                    for drop, flow in zip(dropped, flows, strict=True)
-                ]
-                loss = denoising_loss(base, latents, base.embed(prompts), control, generator)
-                loss.backward()
-                for group in optimizer.param_groups:
-                    group["lr"] = options.learning_rate * _schedule(step, options.steps)
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                advance(note=f"loss {loss.item():.3f}")
+        fine_tune(
+            base,
+            data,
+            [prompt(label, service) for label, _, service in begin],
+            None if own is None else lambda flows, height: base.steer(own(flows, height)),
+            context,
+            longest=longest,
+            steps=options.steps,
+            rows_per_step=options.rows_per_step,
+            learning_rate=options.learning_rate,
+            prompt_dropout=options.prompt_dropout,
+            lora_rank=options.lora_rank,
+            lora_alpha=options.lora_alpha,
+        )
         self.layout, self.checkpoint = layout, base
 
     def sample(self, request: SampleRequest, context: Context) -> Encoded:
@@ -179,17 +171,17 @@ class StableDiffusion(Backend):
                     noise = np.stack([rng.standard_normal(shape, np.float32) for rng in some_rngs])
                     control = None
                     if self.structure is not None:
-                        control = self._steer(base, self.structure.draw(some_begin, height, some_rngs))
+                        control = base.steer(self.structure.draw(some_begin, height, some_rngs))
                     latents = denoise(
                         base,
-                        torch.tensor(noise, device=base.unet.device),
+                        torch.tensor(noise, device=base.device),
                         [prompt(label, service) for label, _, service in some_begin],
                         control,
                         steps=options.sampling_steps,
                         guidance=options.guidance,
                         control_scale=options.control_scale,
                     )
-                    for i, rows in zip(some, codec.decode(latents, some_rngs), strict=True):
+                    for i, rows in zip(some, base.decode(latents, some_rngs), strict=True):
                         flows[i] = _until_absent(rows)[: request.max_packets]
                     advance(len(some))
         return Encoded(
@@ -208,13 +200,7 @@ class StableDiffusion(Backend):
             raise NotFittedError(
                 "The stable-diffusion backend has learned nothing that could be saved: call fit first."
             )
-        StableDiffusionPipeline.save_lora_weights(
-            folder,
-            unet_lora_layers=get_peft_model_state_dict(self.checkpoint.unet),
-            text_encoder_lora_layers=get_peft_model_state_dict(self.checkpoint.text_encoder),
-            unet_lora_adapter_metadata=self.checkpoint.unet.peft_config["default"].to_dict(),
-            text_encoder_lora_adapter_metadata=self.checkpoint.text_encoder.peft_config["default"].to_dict(),
-        )
+        self.checkpoint.save_adapter(folder)
         labels = list(self.starts)
         arrays: dict[str, NDArray[Any]] = {}
         if isinstance(self.structure, Structure):
@@ -267,24 +253,25 @@ class StableDiffusion(Backend):
             options = saved
         backend = cls(attrs.evolve(options, **{name: getattr(saved, name) for name in TRAINED_OPTIONS}))
         base = backend._open(layout)
+        if not _is_whole(structure, begin, base.codec.edge_features):
+            raise DataError(
+                f"{folder / 'control.safetensors'} is damaged, or of another model: it does not hold the control maps "
+                "of all classes and heights in backend.json. Fit again."
+            )
         if base.digest != record["base_sha256"]:
             raise DataError(
                 f"{folder} was fine-tuned on another version of the base {saved.base!r} "
                 f"(SHA-256 {record['base_sha256'][:12]}…, found {base.digest[:12]}…): fit again."
             )
         try:
-            weights, alphas, *metadata = StableDiffusionPipeline.lora_state_dict(folder, return_lora_metadata=True)
-            StableDiffusionPipeline.load_lora_into_unet(weights, alphas, base.unet, metadata=metadata[0])
-            StableDiffusionPipeline.load_lora_into_text_encoder(
-                weights, alphas, base.text_encoder, prefix="text_encoder", metadata=metadata[0]
-            )
+            base.load_adapter(folder)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise DataError(f"The adapter in {folder} does not fit its base: {error}") from error
         backend.layout, backend.checkpoint = layout, base
         backend.starts, backend.structure = begin, structure
         return backend
 
-    def _open(self, layout: Layout) -> Checkpoint:
+    def _open(self, layout: Layout) -> Family:
         """
         Load the checkpoint that the options name, on the device that they name.
         """
@@ -298,7 +285,14 @@ class StableDiffusion(Backend):
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"backend.device={device} is not usable here: {str(error).splitlines()[0]}") from error
         base = checkpoints.load(
-            options.base, layout, controlnet=options.controlnet, download=options.download, device=device
+            options.base,
+            layout,
+            controlnet=options.controlnet,
+            download=options.download,
+            device=device,
+            precision=options.precision,
+            offload=options.offload,
+            gradient_checkpointing=options.gradient_checkpointing,
         )
         if options.control != "none" and base.controlnet is None:
             raise ConfigError(
@@ -314,9 +308,6 @@ class StableDiffusion(Backend):
         found = self.starts[label]
         chance = np.array(list(found.values()), float)
         return list(found)[rng.choice(len(found), p=chance / chance.sum())]
-
-    def _steer(self, base: Checkpoint, edges: NDArray[np.float16]) -> torch.Tensor:
-        return torch.tensor(base.codec.steer(edges), dtype=torch.float32, device=base.unet.device)
 
 
 def _load_structure(
@@ -339,21 +330,31 @@ def _load_structure(
     return Exemplars(images=images)
 
 
-def _schedule(step: int, steps: int) -> float:
+def _is_whole(structure: Structure | Exemplars | None, begin: dict[str, dict[Start, int]], edge_features: int) -> bool:
     """
-    Warm up over the first twentieth, then fall to 0 by a cosine.
+    Tell whether a structure has all that sampling will ask it for.
     """
-    return float(min(1, (step + 1) / (steps / 20)) * 0.5 * (1 + np.cos(np.pi * step / steps)))
-
-
-def _add_lora(base: Checkpoint, options: Options) -> list[torch.nn.Parameter]:
-    """
-    Add fresh adapters to U-Net and text encoder and return their parameters.
-    """
-    parts = ((base.unet, TARGETS), (base.text_encoder, TEXT_TARGETS))
-    for part, targets in parts:
-        part.add_adapter(LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, target_modules=list(targets)))
-    return [p for part, _ in parts for p in part.parameters() if p.requires_grad]
+    if isinstance(structure, Structure):
+        states, known = len(structure.edges), len(structure.edges) + len(structure.start)
+        origin, target, chance = structure.origin, structure.target, structure.chance
+        return bool(
+            structure.edges.shape == (states, edge_features)
+            and np.isfinite(structure.edges).all()
+            and origin.shape == target.shape == chance.shape
+            and np.array_equal(origin, np.sort(origin))
+            and np.array_equal(np.unique(origin), np.arange(1, known))  # all but the flow's end lead on
+            and ((target >= 0) & (target < states) & (chance >= 0)).all()
+            and np.allclose(np.bincount(origin, chance)[1:], 1)
+        )
+    if isinstance(structure, Exemplars):
+        return all(
+            len(maps := structure.images.get(label, {}).get(height, np.empty(0))) > 0
+            and maps.shape[1:] == (height, edge_features)
+            and np.isfinite(maps).all()
+            for found in begin.values()
+            for label, height, _ in found
+        )
+    return True
 
 
 def _until_absent(rows: NDArray[np.int8]) -> NDArray[np.int8]:

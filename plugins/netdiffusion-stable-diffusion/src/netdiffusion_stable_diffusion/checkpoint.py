@@ -1,8 +1,8 @@
 """
-Checkpoints: a folder in diffusers' layout, whether it is the embedded base or Stable Diffusion 1.x or 2.x.
+Checkpoints: a folder in diffusers' layout, whether it is the embedded base or a Stable Diffusion.
 
-The parts are the same everywhere: a U-Net, a CLIP text encoder and its tokenizer, a scheduler, an autoencoder and a
-ControlNet. Only the autoencoder's class tells the embedded base (packets) from a picture model (colours).
+`load` tells the family by model_index.json and refuses what it does not know. The autoencoder's class tells the
+embedded base and its like (packets) from picture models (colours).
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import attrs
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
@@ -23,46 +22,26 @@ from netdiffusion_core.errors import ConfigError, DataError
 from netdiffusion_core.model import Layout
 
 from .autoencoder import PacketAutoencoder
+from .family import Family, read_weights
 from .images import ColourCodec, PacketCodec
+from .stable_diffusion_1 import Checkpoint
+from .stable_diffusion_3 import Checkpoint3
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "base"
 LAYOUT_FILE = "layout.json"
-FLOAT32 = {"torch_dtype": torch.float32}
+FAMILIES: tuple[type[Family], ...] = (Checkpoint, Checkpoint3)
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+BASE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
+"""What is fetched of a base on the hub: its parts, and not the single files of other programs beside them."""
+CONTROLNET_FILES = ("config.json", "*.safetensors")
+VARIANTS = ("*.fp16.*", "*.non_ema.*", "safety_checker/*")
+"""What is not: the same weights again, and a part that packets do not need."""
 
 # Loading a checkpoint is not worth a bar of its own: the run shows its own progress.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
-
-
-@attrs.define(kw_only=True)
-class Checkpoint:
-    """
-    The loaded parts, float32, frozen, in evaluation mode.
-    """
-
-    unet: UNet2DConditionModel
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    scheduler: DDIMScheduler
-    codec: PacketCodec | ColourCodec
-    controlnet: ControlNetModel | None
-    digest: str
-
-    def embed(self, prompts: list[str]) -> torch.Tensor:
-        """
-        Return the text encoder's hidden states: float32[prompts, tokens, width].
-        """
-        unique = list(dict.fromkeys(prompts))  # a batch of hundreds of flows has a few dozen classes
-        tokens = self.tokenizer(
-            unique,
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        states = self.text_encoder(tokens.input_ids.to(self.unet.device))[0]
-        return states[[unique.index(p) for p in prompts]]
 
 
 def layout_record(layout: Layout) -> dict[str, Any]:
@@ -73,64 +52,164 @@ def layout_record(layout: Layout) -> dict[str, Any]:
     return {"name": layout.name, "version": layout.version, "width": layout.width, "fields_sha256": digest}
 
 
-def load(base: str, layout: Layout, *, controlnet: str = "", download: bool = False, device: str = "cpu") -> Checkpoint:
+def load(
+    base: str,
+    layout: Layout,
+    *,
+    controlnet: str = "",
+    download: bool = False,
+    device: str | torch.device = "cpu",
+    precision: Precision = "auto",
+    offload: bool = False,
+    gradient_checkpointing: bool = False,
+) -> Family:
     """
-    Load the embedded base, a folder, or (if `download`) a hub id.
+    Load the embedded base, a folder, or (if `download`) a hub id. With `offload`, text encoders and autoencoder wait in
+    main memory until they are at work.
 
     Raises ConfigError where there is no such checkpoint, DataError where it does not fit the layout.
     """
+    device = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
     folder = EMBEDDED_FOLDER if base == EMBEDDED else Path(base)
     if not folder.is_dir():
-        folder = _hub_folder(base, download)
-    if not (folder / "model_index.json").is_file():
-        raise ConfigError(
-            f"backend.base: {folder} holds no model_index.json; give a folder in diffusers' layout "
-            "(unet/, text_encoder/, tokenizer/, scheduler/, vae/)."
-        )
-    index = json.loads((folder / "model_index.json").read_text())
-    ours = index.get("vae", [""])[-1] == "PacketAutoencoder"
-    if ours:
-        made_for = json.loads((folder / LAYOUT_FILE).read_text())
-        if made_for != layout_record(layout):
-            raise DataError(
-                f"The base {base!r} was trained for layout {made_for['name']} version {made_for['version']} "
-                f"({made_for['width']} columns), and the data has {layout.name} version {layout.version} "
-                f"({layout.width} columns): use --set encoder.layout=trace, or another base with --set backend.base=…"
-            )
+        folder = _hub_folder(base, download, "base", BASE_FILES)
+    family, packets = _recognise(folder)
+    if packets:
+        _require_layout(base, folder, layout)
+    control_folder = Path(controlnet) if controlnet else folder / "controlnet"
+    if controlnet and not control_folder.is_dir():
+        control_folder = _hub_folder(controlnet, download, "controlnet", CONTROLNET_FILES)
+    dtype = _dtype(precision, device, packets)
+
+    reading = f"backend.base: {folder}"
     try:
-        vae = (PacketAutoencoder if ours else AutoencoderKL).from_pretrained(folder, subfolder="vae", **FLOAT32)
-        control_folder = Path(controlnet) if controlnet else folder / "controlnet"
-        if controlnet and not control_folder.is_dir():
-            control_folder = _hub_folder(controlnet, download)
-        checkpoint = Checkpoint(
-            unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **FLOAT32),
-            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", **FLOAT32),
-            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-            scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler", timestep_spacing="trailing"),
-            codec=PacketCodec(vae, layout) if ours else ColourCodec(vae, layout),
-            controlnet=ControlNetModel.from_pretrained(control_folder, **FLOAT32) if control_folder.is_dir() else None,
-            digest=folder_digest(folder),
+        autoencoder = read_weights(
+            PacketAutoencoder if packets else AutoencoderKL, folder / "vae", torch.float32 if packets else dtype
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ConfigError(f"backend.base: {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    for part in (checkpoint.unet, checkpoint.text_encoder, vae, checkpoint.controlnet):
-        if part is not None:
-            part.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+        control = None
+        if control_folder.is_dir():
+            reading = f"backend.controlnet: {control_folder}"
+            control = read_weights(family.control_class, control_folder, dtype)
+            reading = f"backend.base: {folder}"
+        checkpoint = family.read(
+            folder,
+            codec=PacketCodec(autoencoder, layout) if packets else ColourCodec(autoencoder, layout),
+            controlnet=control,
+            digest=folder_digest(folder),
+            dtype=dtype,
+            device=device,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{reading} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if control is not None:
+        _require_match(checkpoint, control_folder)
+
+    denoising = [checkpoint.denoiser, *([] if control is None else [control])]
+    for part in denoising:
+        part.to(device, memory_format=torch.channels_last)
+        if gradient_checkpointing:
+            part.enable_gradient_checkpointing()
+    for part in (*checkpoint.text_encoders, autoencoder):
+        part.to("cpu" if offload else device, memory_format=torch.channels_last)
+    for part in (*denoising, *checkpoint.text_encoders, autoencoder):
+        part.requires_grad_(False).eval()
     return checkpoint
 
 
-def _hub_folder(name: str, download: bool) -> Path:
+def _recognise(folder: Path) -> tuple[type[Family], bool]:
+    """
+    Return the family of a folder, and whether its autoencoder is of packets.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        classes = {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and entry[1]}
+    except (OSError, ValueError, AttributeError, IndexError) as error:
+        raise ConfigError(
+            f"backend.base: {folder} holds no usable model_index.json; give a folder in diffusers' layout "
+            "(unet/, text_encoder/, tokenizer/, scheduler/, vae/)."
+        ) from error
+    for family in FAMILIES:
+        mine = all(classes.get(part) == name for part, name in family.parts.items())
+        more = "text_encoder_2" in classes and "text_encoder_2" not in family.parts
+        if mine and not more and classes.get("vae") in ("AutoencoderKL", "PacketAutoencoder"):
+            tokenizers = [part.replace("text_encoder", "tokenizer") for part in family.parts if "text_encoder" in part]
+            for part in (*family.parts, *tokenizers, "scheduler", "vae"):
+                if not (folder / part).is_dir():
+                    raise ConfigError(f"backend.base: {folder} lacks {part}/, a part of {family.name}: copy it whole.")
+            return family, classes["vae"] == "PacketAutoencoder"
+    known = ", ".join(f"{family.name} ({family.pipeline.__name__})" for family in FAMILIES)
+    found = ", ".join(classes.values()) or "no model"
+    raise ConfigError(
+        f"backend.base: {folder} is of a kind that this backend does not know: {index.get('_class_name')} ({found}). "
+        f"Known: {known}, and what netdiff train-base writes."
+    )
+
+
+def _require_layout(base: str, folder: Path, layout: Layout) -> None:
+    """
+    Refuse a layout that a base of packets was not made for.
+    """
+    made_for = json.loads((folder / LAYOUT_FILE).read_text())
+    if made_for != layout_record(layout):
+        raise DataError(
+            f"The base {base!r} was trained for layout {made_for['name']} version {made_for['version']} "
+            f"({made_for['width']} columns), and the data has {layout.name} version {layout.version} "
+            f"({layout.width} columns): use --set encoder.layout=trace, or another base with --set backend.base=…"
+        )
+
+
+def _require_match(checkpoint: Family, folder: Path) -> None:
+    """
+    Refuse a ControlNet that was made for another base.
+    """
+    control: Any = checkpoint.controlnet
+    pairs = [
+        (name, getattr(control.config, name), getattr(checkpoint.denoiser.config, name))
+        for name in checkpoint.shared_with_control
+    ]
+    codec = checkpoint.codec
+    if isinstance(control, ControlNetModel):
+        shrinks = 2 ** (len(control.config.conditioning_embedding_out_channels) - 1)
+        pairs.append(("conditioning_channels", control.config.conditioning_channels, codec.control_channels))
+        pairs.append(("scale from picture to latents", shrinks, codec.scale))
+    else:
+        pairs.append(("extra_conditioning_channels", control.config.extra_conditioning_channels, 0))
+    for name, found, wanted in pairs:
+        if found != wanted:
+            raise ConfigError(
+                f"backend.controlnet: {folder} does not fit the base: its {name} is {found}, and {wanted} is needed."
+            )
+
+
+def _dtype(precision: Precision, device: torch.device, packets: bool) -> torch.dtype:
+    """
+    Return what to compute in. bfloat16 is as good as float32 for training, but only GPUs since Ampere compute in it.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("backend.precision=fp16 needs a GPU: on a CPU use fp32, or bf16 if memory is short.")
+    if precision == "auto":
+        if packets or device.type != "cuda":
+            precision = "fp32"
+        else:
+            precision = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def _hub_folder(name: str, download: bool, option: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
-            snapshot_download(name, local_files_only=not download, allow_patterns=["*.json", "*.txt", "*.safetensors"])
+            snapshot_download(
+                name, local_files_only=not download, allow_patterns=list(files), ignore_patterns=list(VARIANTS)
+            )
         )
     except Exception as error:  # huggingface_hub raises a dozen types, from its own to those of its HTTP client
         reason = f"could not be downloaded ({error})" if download else "is no folder, and not in the local hub cache"
         raise ConfigError(
-            f"the checkpoint {name!r} {reason}: download it where there is a network, copy the folder here and give "
-            "its path with --set backend.base=/path/to/folder; or allow hub access with --set backend.download=true"
+            f"backend.{option}: {name!r} {reason}: download it where there is a network, copy the folder here and "
+            f"give its path with --set backend.{option}=/path/to/folder; or allow hub access with "
+            "--set backend.download=true"
         ) from error
 
 

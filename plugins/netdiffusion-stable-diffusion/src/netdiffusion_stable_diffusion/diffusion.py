@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from netdiffusion_core.model import Encoded
 
-from .checkpoint import Checkpoint
+from .family import Family
+from .images import PacketCodec
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024)
 """
@@ -100,42 +101,27 @@ def batches(
         yield rng.choice(groups[h], size[h], p=chance / chance.sum()), int(h)
 
 
+def encode_packets(data: Encoded, codec: PacketCodec, device: torch.device) -> Tensor:
+    """
+    Return the latents of every packet, and last those of an absent one: float32[packets + 1, channels].
+    """
+    rows = torch.cat([torch.tensor(data.rows), torch.full((1, data.layout.width), -1, dtype=torch.int8)])
+    return torch.cat([codec.encode(some[None].to(device))[0, :, 0].T for some in rows.split(8192)])
+
+
 def denoising_loss(
-    checkpoint: Checkpoint, latents: Tensor, embeddings: Tensor, control: Tensor | None, generator: torch.Generator
+    checkpoint: Family, latents: Tensor, embeddings: Any, control: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """
-    Return the mean squared error of the U-Net's prediction (noise or velocity, as the scheduler says) at random
-    times (Ho et al. 2020, Salimans and Ho 2022).
+    Return the mean squared error of the denoiser's prediction at random times.
     """
-    scheduler = checkpoint.scheduler
-    n, device = len(latents), latents.device
-    noise = torch.randn(latents.shape, generator=generator).to(device)
-    times = torch.randint(0, scheduler.config.num_train_timesteps, (n,), generator=generator).to(device)
-    noisy = scheduler.add_noise(latents, noise, times)
-    velocity = scheduler.config.prediction_type == "v_prediction"
-    target = scheduler.get_velocity(latents, noise, times) if velocity else noise
-    prediction = predict(checkpoint, noisy, times, embeddings, control)
-    return F.mse_loss(prediction, target)
-
-
-def predict(
-    checkpoint: Checkpoint, noisy: Tensor, times: Tensor, embeddings: Tensor, control: Tensor | None, scale: float = 1.0
-) -> Tensor:
-    """
-    Run the U-Net, steered by the ControlNet where a control image is given.
-    """
-    residuals: dict[str, Any] = {}
-    if control is not None and checkpoint.controlnet is not None:
-        down, mid = checkpoint.controlnet(
-            noisy, times, embeddings, controlnet_cond=control, conditioning_scale=scale, return_dict=False
-        )
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-    return checkpoint.unet(noisy, times, encoder_hidden_states=embeddings, **residuals, return_dict=False)[0]
+    noisy, times, target = checkpoint.noised(latents, generator)
+    return F.mse_loss(checkpoint.predict(noisy, times, embeddings, control), target)
 
 
 @torch.no_grad()
 def denoise(
-    checkpoint: Checkpoint,
+    checkpoint: Family,
     noise: Tensor,
     prompts: list[str],
     control: Tensor | None,
@@ -145,18 +131,19 @@ def denoise(
     control_scale: float,
 ) -> Tensor:
     """
-    Turn noise into latents by deterministic DDIM with classifier-free guidance (Ho and Salimans 2022).
+    Turn noise into latents by the scheduler's deterministic steps (DDIM, or Euler's for flow matching) with
+    classifier-free guidance (Ho and Salimans 2022).
     """
     scheduler = checkpoint.scheduler
     scheduler.set_timesteps(steps, device=noise.device)
-    latents = noise * scheduler.init_noise_sigma
+    latents = noise
     guided = guidance != 1
     embeddings = checkpoint.embed([""] * len(prompts) + prompts if guided else prompts)
     if control is not None and guided:
         control = torch.cat([control, control])
     for time in scheduler.timesteps:
         doubled = torch.cat([latents, latents]) if guided else latents
-        output = predict(checkpoint, doubled, time.expand(len(doubled)), embeddings, control, control_scale)
+        output = checkpoint.predict(doubled, time.expand(len(doubled)), embeddings, control, control_scale)
         if guided:
             free, named = output.chunk(2)
             output = free + guidance * (named - free)

@@ -59,12 +59,13 @@ class PacketCodec:
     """
 
     shortest = 8
+    scale = 1
 
     def __init__(self, autoencoder: PacketAutoencoder, layout: Layout) -> None:
         self.autoencoder, self.layout = autoencoder, layout
         self.spans = dict(layout.spans())
         self.latent_channels = autoencoder.config.latent_channels
-        self.control_channels = -(-layout.width // 8)
+        self.control_channels = self.edge_features = -(-layout.width // 8)
 
     def latent_shape(self, packets: int) -> tuple[int, int, int]:
         """
@@ -119,39 +120,50 @@ class PacketCodec:
 
 class ColourCodec:
     """
-    The codec of Stable Diffusion 1.x and 2.x checkpoints: the paper's coloured images through the checkpoint's
-    autoencoder, decoded by nearest colour; control images are Canny maps in pixels.
+    The codec of Stable Diffusion checkpoints: the paper's coloured images through the checkpoint's autoencoder, decoded
+    by nearest colour; control images are Canny maps in pixels.
     """
 
     shortest = CANNY_GRID
 
-    def __init__(self, vae: AutoencoderKL, layout: Layout) -> None:
-        self.vae, self.layout = vae, layout
-        self.scale = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.columns = -(-layout.width // CANNY_GRID) * CANNY_GRID
+    def __init__(self, autoencoder: AutoencoderKL, layout: Layout) -> None:
+        self.autoencoder, self.layout = autoencoder, layout
+        self.scale = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+        self.shift = autoencoder.config.shift_factor or 0.0
+        self.columns = self.edge_features = -(-layout.width // CANNY_GRID) * CANNY_GRID
+        self.latent_channels = autoencoder.config.latent_channels
+        self.control_channels = 3
+        autoencoder.enable_slicing()  # one picture at a time: 1,024 packets take gigabytes
 
     def latent_shape(self, packets: int) -> tuple[int, int, int]:
         """
         Return (channels, height, width) of the latents of a flow of this many packets.
         """
-        return self.vae.config.latent_channels, packets // self.scale, self.columns // self.scale
+        return self.latent_channels, packets // self.scale, self.columns // self.scale
 
-    @torch.no_grad()
     def encode(self, rows: Tensor) -> Tensor:
         """
         Turn rows (n, packets, columns) into latents.
         """
         rows = torch.nn.functional.pad(rows, (0, self.columns - rows.shape[-1]), value=-1)
-        colours = torch.tensor(COLOURS, device=rows.device, dtype=self.vae.dtype) / 127.5 - 1
-        pixels = colours[(rows + 1).long()].permute(0, 3, 1, 2)
-        return self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
+        colours = torch.tensor(COLOURS, device=rows.device) / 127.5 - 1
+        return self.latents(colours[(rows + 1).long()].permute(0, 3, 1, 2), self.shift)
+
+    @torch.no_grad()
+    def latents(self, pixels: Tensor, shift: float) -> Tensor:
+        """
+        Turn pixels (n, 3, packets, columns) from -1 to 1 into the means of their latents, scaled to variance 1.
+        """
+        latents = self.autoencoder.encode(pixels.to(self.autoencoder.dtype)).latent_dist.mode()
+        return (latents.float() - shift) * self.autoencoder.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor, rngs: list[np.random.Generator]) -> Rows:
         """
         Turn latents into rows (n, packets, columns) by nearest colour. Nothing is drawn: `rngs` are not used.
         """
-        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        latents = latents / self.autoencoder.config.scaling_factor + self.shift
+        pixels = self.autoencoder.decode(latents.to(self.autoencoder.dtype)).sample
         colours = torch.tensor(COLOURS, device=pixels.device, dtype=pixels.dtype) / 127.5 - 1
         # |p - c|^2 is least where p.c is greatest, as the three colours are equally long
         nearest = torch.einsum("nchw,kc->nkhw", pixels, colours).argmax(1)

@@ -284,7 +284,7 @@ def train_unet(
     from .autoencoder import PacketAutoencoder
     from .checkpoint import LAYOUT_FILE, Checkpoint, layout_record, new_base
     from .control import edge_rows, learn_structure, own_edges
-    from .diffusion import batches, denoising_loss, places, prompt, services
+    from .diffusion import batches, denoising_loss, encode_packets, places, prompt, services
     from .images import PacketCodec
 
     if (output / "unet").is_dir():
@@ -348,13 +348,3 @@ def train_unet(
     controlnet.half().save_pretrained(output / "controlnet")
     unet.half().save_pretrained(output / "unet")
     log.finish("unet")
-
-
-def encode_packets(data: Encoded, codec: PacketCodec, device: torch.device) -> torch.Tensor:
-    """
-    Return the latents of every packet, and last those of an absent one: float32[packets + 1, channels].
-    """
-    import torch
-
-    rows = torch.cat([torch.tensor(data.rows), torch.full((1, data.layout.width), -1, dtype=torch.int8)])
-    return torch.cat([codec.encode(some[None].to(device))[0, :, 0].T for some in rows.split(8192)])
