@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from .errors import ConfigError, DataError, PluginError, did_you_mean
 from .interfaces import Backend, Encoder, Evaluator, RealTraffic, RuleSet
 from .model import Encoded, Repair, Rule, SampleRequest, Score, Traffic, Violation, counts_by_label
 from .plugins import Plugins
-from .run_folder import Run, new_folder
+from .run_folder import CHECKPOINTS, Run, resumable_folder
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 Rules = Sequence[tuple[str, RuleSet]]
@@ -90,20 +91,25 @@ class RunResult:
 
 
 def run(
-    config: RunConfig, plugins: Plugins | None = None, progress: Progress = silent, overwrite: bool = False
+    config: RunConfig,
+    plugins: Plugins | None = None,
+    progress: Progress = silent,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> RunResult:
     """
     Do the main job: labelled captures in, a trained model, labelled synthetic pcaps and a report out.
 
-    The run folder appears under its name when everything in it is done. Raises ConfigError for an output that exists
-    (unless `overwrite`), and what the stages raise.
+    The run folder appears under its name when everything in it is done. One that was interrupted goes on with `resume`
+    and ends as it would have. Raises ConfigError for an output that exists (unless `overwrite`), and what the stages
+    raise.
     """
     from . import report
 
     started = datetime.now(UTC)
     plugins = plugins or Plugins.discover()
     data = require_data(config)
-    with new_folder(config.output, overwrite, inputs=[p for p in (data, config.labels) if p]) as folder:
+    with resumable_folder(config.output, overwrite, resume, [p for p in (data, config.labels) if p]) as folder:
         parts, config = prepare(config, plugins)
         course = Run(plugins=plugins, folder=folder)
         context = Context(seed=config.seed, progress=progress, encoder=parts.encoder, rules=parts.rules)
@@ -111,8 +117,9 @@ def run(
 
         with course.stage("load") as row:
             traffic = load(config, plugins, progress)
-            inputs = _input_files(traffic, data)
+            inputs = input_files(traffic, data)
             row |= {"flows": len(traffic.flows), "packets": len(traffic)}
+            course.begin(work(config, inputs, plugins))
         with course.stage("split") as row:
             real = split(traffic, context)
             row |= {"train": len(real.train.flows), "test": len(real.test.flows)}
@@ -123,33 +130,47 @@ def run(
                 _save_encoded(encoded, folder / "encoded" / name, config)
             row["sha256"] = train.digest()
         with course.stage("fit", config.backend) as row:
-            fit(parts.backend, train, context)
-            save_model(folder / "model", parts.backend, train, config, plugins)
+            model = parts.backend
+            if (folder / "model").exists():
+                model = load_model(folder / "model", plugins, config.backend_options)[0]
+            else:
+                fit(model, train, attrs.evolve(context, checkpoints=folder / CHECKPOINTS))
+                course.keep("model", lambda path: save_model(path, model, train, config, plugins))
             row["sha256"] = manifest.folder_digest(folder / "model")
 
         request = sample_request(counts_by_label(train.labels), config.flows, config.max_packets, config.seed)
-        ours = _synthesize(course, config.backend, parts.backend, request, parts, context)
-        _save_encoded(ours.generated, folder / "generated", config)
+        with course.stage("generate", config.backend) as row:
+            course.keep("generated", lambda path: _save_encoded(generate(model, request, context), path, config))
+            generated = storage.load(folder / "generated")
+            row |= {"flows": len(generated), "sha256": generated.digest()}
+        with course.stage("repair"):
+            ours = _finish(generated, parts.encoder, parts.rules, context)
         with course.stage("check"):
             violations = check(ours.traffic, parts.rules)
         with course.stage("write") as row:
-            write(ours.traffic, folder / "synthetic", progress)
+            course.keep("synthetic", lambda path: write(ours.traffic, path, progress))
             files = [f"{label}/{number:05d}.pcap" for label, number in flow_names(ours.traffic.flows.labels.tolist())]
             repairs.write_csv(folder / "repairs.csv.gz", ours.repairs, files)
             row["sha256"] = manifest.folder_digest(folder / "synthetic")
+
+        scores = {}
         with course.stage("evaluate"):
-            scores = {config.backend: evaluate(real, ours.traffic, parts.evaluators, context)}
             again = _finish(test, parts.encoder, parts.rules, context)
             floor = repairs.bits_per_packet(again.repairs, len(again.traffic))
-            scores[config.backend] += (repairs.score(ours.repairs, len(ours.traffic), floor),)
 
+            def judge(made: Synthesis) -> list[Score]:
+                found = evaluate(real, made.traffic, parts.evaluators, context)
+                return [*found, repairs.score(made.repairs, len(made.traffic), floor)]
+
+            scores[config.backend] = _keep_scores(course, config.backend, lambda: judge(ours))
         for name, baseline in parts.baselines:
-            with course.stage(f"{name}: fit", name):
-                fit(baseline, train, context)
-            theirs = _synthesize(course, name, baseline, request, parts, context, prefix=f"{name}: ")
-            with course.stage(f"{name}: evaluate"):
-                scores[name] = evaluate(real, theirs.traffic, parts.evaluators, context)
-                scores[name] += (repairs.score(theirs.repairs, len(theirs.traffic), floor),)
+            with course.stage(f"{name}: fit, generate, evaluate", name):
+
+                def judge_baseline(baseline: Backend = baseline) -> list[Score]:
+                    fit(baseline, train, context)
+                    return judge(synthesize(baseline, parts.encoder, parts.rules, request, context))
+
+                scores[name] = _keep_scores(course, name, judge_baseline)
 
         with course.stage("report"):
             document = manifest.build(
@@ -401,14 +422,13 @@ def repair(traffic: Traffic, rules: Rules, context: Context) -> tuple[Traffic, R
     """
     Let each rule set mend packets. Also return what each changed.
     """
-    changes: list[Repair] = []
+    record = repairs.Recorder(traffic)
     with context.progress("repair", len(rules)) as advance:
         for name, rule in rules:
-            record = repairs.Recorder(traffic)
             traffic = rule.repair(traffic, context.rng(f"repair:{name}"), record)
-            changes += record.repairs
+            record.follow(traffic)
             advance(note=name)
-    return traffic, tuple(changes)
+    return traffic, tuple(record.repairs)
 
 
 def check(traffic: Traffic, rules: Rules) -> tuple[Violation, ...]:
@@ -474,6 +494,8 @@ def save_model(folder: Path, backend: Backend, train: Encoded, config: RunConfig
     Write what a backend learned, and what `load_model` must know to use it, into a new folder.
     """
     weights = folder / MODEL_WEIGHTS
+    if weights.exists():  # half-written before an interruption
+        shutil.rmtree(weights)
     weights.mkdir(parents=True)
     backend.save(weights)
     origin = plugins.origin("backend", config.backend)
@@ -606,6 +628,26 @@ def folder_name(label: str) -> str:
     return re.sub(r"^\.", "%2E", name) or "%"
 
 
+def work(config: RunConfig, inputs: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """
+    Return what decides a run's result: an interrupted run goes on only with the same.
+    """
+    return {
+        "settings": plain(attrs.asdict(attrs.evolve(config, output=Path("-")))),
+        "data": dict(inputs),
+        "versions of plugins": manifest.versions(plugins),
+    }
+
+
+def input_files(traffic: Traffic, data: Path) -> dict[str, Any]:
+    """
+    Return how many capture files the flows came from, and one digest over them.
+    """
+    base = data if data.is_dir() else data.parent
+    files = [base / source for source in np.unique(traffic.flows.sources).tolist() if (base / source).is_file()]
+    return {"data": str(data), "files": len(files), "sha256": manifest.files_digest(files, base)}
+
+
 def class_table(real: RealTraffic) -> list[dict[str, Any]]:
     """
     Return one row a class: its label, flows to train and test with, packets and bytes.
@@ -618,22 +660,6 @@ def class_table(real: RealTraffic) -> list[dict[str, Any]]:
             row[f"{part}_packets"] = summary.packets
             row["median_packets"] = summary.median_packets
     return list(rows.values())
-
-
-def _synthesize(
-    course: Run,
-    name: str,
-    backend: Backend,
-    request: SampleRequest,
-    parts: Components,
-    context: Context,
-    prefix: str = "",
-) -> Synthesis:
-    with course.stage(f"{prefix}generate", name) as row:
-        generated = generate(backend, request, context)
-        row |= {"flows": len(generated), "sha256": generated.digest()}
-    with course.stage(f"{prefix}repair"):
-        return _finish(generated, parts.encoder, parts.rules, context)
 
 
 def _finish(generated: Encoded, encoder: Encoder, rules: Rules, context: Context) -> Synthesis:
@@ -655,18 +681,18 @@ def _refuse_unused(table: str, options: Mapping[str, Any], names: Sequence[str])
             )
 
 
+def _keep_scores(course: Run, backend: str, make: Callable[[], Sequence[Score]]) -> tuple[Score, ...]:
+    def write(path: Path) -> None:
+        text = json.dumps([attrs.asdict(score) for score in make()], default=lambda value: value.tolist())
+        path.write_text(text, encoding="utf-8")
+
+    path = course.keep(f"{CHECKPOINTS}/scores-{backend}.json", write)
+    return tuple(Score(**score) for score in json.loads(path.read_text(encoding="utf-8")))
+
+
 def _save_encoded(encoded: Encoded, folder: Path, config: RunConfig) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     storage.save(encoded, folder, encoder_index(config))
-
-
-def _input_files(traffic: Traffic, data: Path) -> dict[str, Any]:
-    """
-    Return how many capture files the flows came from, and one digest over them.
-    """
-    base = data if data.is_dir() else data.parent
-    files = [base / source for source in np.unique(traffic.flows.sources).tolist() if (base / source).is_file()]
-    return {"data": str(data), "files": len(files), "sha256": manifest.files_digest(files, base)}
 
 
 def _flows(n: int) -> str:

@@ -5,19 +5,29 @@ Output folders that are whole or not there, and the course of a run: stages, tim
 from __future__ import annotations
 
 import errno
+import json
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
+from filelock import FileLock, Timeout
 
 from .errors import ConfigError, NetDiffusionError, RunError
 from .plugins import Plugins
+
+CHECKPOINTS = "checkpoints"
+"""Folder of what only an interrupted run needs. As long as there is none, nothing of a run is worth keeping."""
+WORK = "work.json"
+_FULL = "no space left on the device of"
+
+logger = logging.getLogger("netdiffusion")
 
 
 @contextmanager
@@ -36,6 +46,41 @@ def new_folder(target: Path, overwrite: bool = False, inputs: Sequence[Path] = (
     with _partial(target) as partial:
         yield partial
         _put(partial, target, overwrite)
+
+
+@contextmanager
+def resumable_folder(
+    target: Path, overwrite: bool = False, resume: bool = False, inputs: Sequence[Path] = ()
+) -> Iterator[Path]:
+    """
+    Like `new_folder`, but what the work keeps (see `Run.keep` and `CHECKPOINTS`) survives whatever ends it, and
+    `resume` goes on from there. Until all is done the folder is ``.NAME.partial``, and one process works in it.
+
+    Raises what `new_folder` does; ConfigError too when another process works there, or when interrupted work stands
+    there and neither `resume` nor `overwrite` says what shall become of it.
+    """
+    target = Path(os.path.abspath(target))
+    _check_free(target, overwrite, inputs)
+    partial = target.with_name(f".{target.name}.partial")
+    with _errors_in_sentences(target, partial), _alone(target, partial):
+        if partial.exists() and not resume:
+            if (partial / CHECKPOINTS).exists() and not overwrite:
+                raise ConfigError(
+                    f"an interrupted run of {target} was kept: go on with --resume, or begin anew with --overwrite"
+                )
+            shutil.rmtree(partial)
+        partial.mkdir(exist_ok=True)
+        try:
+            yield partial
+            shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+            (partial / WORK).unlink(missing_ok=True)
+            _put(partial, target, overwrite)
+        except BaseException as error:
+            if (partial / CHECKPOINTS).exists():
+                logger.warning("what was finished is kept: go on with --resume")
+            else:
+                _remove(partial, error)
+            raise
 
 
 @contextmanager
@@ -61,23 +106,59 @@ def _partial(target: Path) -> Iterator[Path]:
     """
     Yield a private folder beside `target`, and remove it when something goes wrong.
     """
-    parent = target.parent
-    partial = None
+    with _errors_in_sentences(target, target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    with _errors_in_sentences(target, partial):
+        try:
+            partial.chmod(0o777 & ~_umask())
+            yield partial
+        except BaseException as error:
+            _remove(partial, error)
+            raise
+
+
+@contextmanager
+def _alone(target: Path, partial: Path) -> Iterator[None]:
+    """
+    Keep other processes out while the work goes on.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{partial}.lock", timeout=0)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
-        partial.chmod(0o777 & ~_umask())
-        yield partial
-    except BaseException as error:
-        # What was it? A full disk must be seen before the half-written folder is removed.
-        sentence = no_space(error, parent) or (explain(error) if isinstance(error, OSError) else "")
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"another process is writing {target}: wait for it, or choose another output") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def _errors_in_sentences(target: Path, partial: Path) -> Iterator[None]:
+    """
+    Say the operating system's errors in a sentence, and call the partial folder by the name it was to have.
+    """
+    try:
+        yield
+    except Exception as error:
+        sentence = no_space(error, target.parent) or (explain(error) if isinstance(error, OSError) else "")
         if sentence:
             raise RunError(f"{sentence}; {target} was not written".replace(str(partial), str(target))) from error
-        if isinstance(error, NetDiffusionError) and str(partial) in str(error):  # nobody needs to know its first name
+        if isinstance(error, NetDiffusionError) and str(partial) in str(error):
             raise type(error)(str(error).replace(str(partial), str(target))) from error
         raise
+
+
+def _remove(partial: Path, error: BaseException) -> None:
+    """
+    Remove a folder after an error. One that says that the disk is full is told so before there is space again.
+    """
+    if sentence := no_space(error, partial.parent):
+        error.add_note(sentence)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def explain(error: OSError) -> str:
@@ -92,13 +173,15 @@ def no_space(error: BaseException, folder: Path) -> str:
     """
     Return a sentence when the error comes from a full disk, else an empty string.
     """
+    if told := next((note for note in getattr(error, "__notes__", ()) if note.startswith(_FULL)), ""):
+        return str(told)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     # NumPy's short writes carry no errno, and safetensors' errors are no OSError.
     short = isinstance(error, OSError) and error.errno is None and _free_bytes(folder) < 1 << 20
     if not (full or short or "No space left on device" in str(error)):
         return ""
     free = _free_bytes(folder) >> 20
-    return f"no space left on the device of {folder} ({free} MiB free): free some, or choose another output"
+    return f"{_FULL} {folder} ({free} MiB free): free some, or choose another output"
 
 
 @attrs.define(kw_only=True)
@@ -113,6 +196,40 @@ class Run:
     plugins: Plugins
     folder: Path
     stages: list[dict[str, Any]] = attrs.field(factory=list)
+
+    def begin(self, work: Mapping[str, Any]) -> None:
+        """
+        Note what the run is made from, or hold it against what an interrupted one was made from.
+
+        Raises ConfigError when they differ: what was kept then belongs to another run.
+        """
+        path, text = self.folder / WORK, json.dumps(work, indent=1, ensure_ascii=False, default=str)
+        if (self.folder / CHECKPOINTS).exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            now = json.loads(text)
+            if other := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+                raise ConfigError(
+                    f"the interrupted run was made from other {' and '.join(other)}; give it the same with --resume, "
+                    "or begin anew with --overwrite"
+                )
+        path.write_text(text, encoding="utf-8")
+
+    def keep(self, name: str, make: Callable[[Path], Any]) -> Path:
+        """
+        Make a file or folder of the run: it stands under its name when it is whole and on the disk, not before. One
+        that stands already was made before an interruption.
+        """
+        path = self.folder / name
+        if not path.exists():
+            draft = path.with_name(f".{path.name}.draft")
+            if draft.is_dir():
+                shutil.rmtree(draft)
+            path.parent.mkdir(exist_ok=True)
+            make(draft)
+            os.sync()
+            os.replace(draft, path)
+            (self.folder / CHECKPOINTS).mkdir(exist_ok=True)
+        return path
 
     @contextmanager
     def stage(self, name: str, component: str = "") -> Iterator[dict[str, Any]]:

@@ -238,11 +238,14 @@ def test_no_space_while_a_capture_is_written(netdiff: Netdiff, data: Path, monke
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "write_capture", full)
-    answer = netdiff("run", data, "-o", "out", *TOY)
+    with monkeypatch.context() as disk:
+        disk.setattr(pipeline, "write_capture", full)
+        answer = netdiff("run", data, "-o", "out", *TOY)
     assert answer.code == 1
-    assert "no space left on the device of" in sentence(answer)
-    assert os.listdir() == ["data"]
+    assert "no space left on the device of" in answer.err
+    assert "what was finished is kept: go on with --resume" in answer.err
+    assert netdiff("run", data, "-o", "out", *TOY, "--resume").code == 0
+    assert sorted(os.listdir()) == ["data", "out"]
 
 
 @pytest.mark.parametrize(

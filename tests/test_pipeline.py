@@ -202,7 +202,7 @@ def test_observers_see_every_stage_and_the_finished_folder(data: Path, toy_file:
 
         @hookimpl
         def netdiffusion_stage_started(self, stage: str, folder: Path) -> None:
-            assert folder.name.startswith(".out.partial-")
+            assert folder.name.startswith(".out.partial")
             self.seen.append(stage)
 
         @hookimpl

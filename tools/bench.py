@@ -130,7 +130,8 @@ def measure(capture: Path, folder: Path, repeat: int) -> Iterator[tuple[str, Any
 def one_flow(folder: Path, repeat: int) -> dict[str, float]:
     """
     Time the way of one flow of 1,024 packets, milliseconds: all rule sets on bits drawn independently from those of
-    the sample's TCP flows, and the whole way from NetDiffusion's PNG image of it to a pcap.
+    the sample's TCP flows, the same where the headers must be found first, and the whole way from NetDiffusion's PNG
+    image of it to a pcap.
     """
     plugins = Plugins.discover()
     names, _ = plugins.resolve_rules(["tcp", "udp", "icmp"])
@@ -144,8 +145,8 @@ def one_flow(folder: Path, repeat: int) -> dict[str, float]:
     image, pcap = folder / "x.png", folder / "x.pcap"
 
     def best_ms(work: Callable[[], Any]) -> float:
-        seconds = []
-        for _ in range(5 * repeat):
+        seconds: list[float] = []
+        while sum(seconds) < repeat:  # one takes so little that whatever else the machine does shows in most of them
             start = time.process_time()
             work()
             seconds.append(time.process_time() - start)
@@ -155,6 +156,10 @@ def one_flow(folder: Path, repeat: int) -> dict[str, float]:
         pipeline.constrain(dream, rules)
         pipeline.repair(decoded, rules, context)
 
+    def mend_unknown() -> None:  # the rules remember where the headers of an object are, and these are new ones
+        pipeline.constrain(attrs.evolve(dream), rules)
+        pipeline.repair(attrs.evolve(decoded), rules, context)
+
     def image_to_pcap() -> None:
         bits = encoder.encode(assemble(pipeline.read_packets(image, plugins)))
         bits, _ = pipeline.constrain(bits, rules)
@@ -163,7 +168,8 @@ def one_flow(folder: Path, repeat: int) -> dict[str, float]:
 
     decoded = encoder.decode(pipeline.constrain(dream, rules)[0], rng)
     encoder.write(decoded, image, "png")
-    return {"rules_ms": best_ms(mend), "image_to_pcap_ms": best_ms(image_to_pcap)}
+    works = {"rules": mend, "rules_and_headers": mend_unknown, "image_to_pcap": image_to_pcap}
+    return {f"{name}_ms": best_ms(work) for name, work in works.items()}
 
 
 def with_dpkt(capture: Path) -> list[tuple[float, int, int]]:
@@ -247,8 +253,8 @@ def show(result: dict[str, Any], flow: dict[str, float], memory: dict[str, float
             table.add_row(name, f"{speed:,.0f}", *(f"{ratio:,.1f}" for ratio in ratios))
     console.print(table)
     console.print(
-        f"one flow of 1,024 packets: {flow['rules_ms']:.1f} ms for all rules, {flow['image_to_pcap_ms']:.1f} ms from "
-        "image to pcap"
+        f"one flow of 1,024 packets: {flow['rules_ms']:.1f} ms for all rules, {flow['rules_and_headers_ms']:.1f} ms "
+        f"with finding the headers, {flow['image_to_pcap_ms']:.1f} ms from image to pcap"
     )
     console.print(
         f"memory: a capture of {memory['capture_bytes'] / 1e9:.1f} GB ({memory['packets']:,.0f} packets) was read with "

@@ -48,6 +48,7 @@ Data = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run of this output ended.")]
 Labels = Annotated[Path | None, typer.Option("--labels", help="CSV that labels flows (5-tuple) or files.")]
 Classes = Annotated[str | None, typer.Option("--classes", help="Use these classes only, by comma.")]
 Flows = Annotated[int | None, typer.Option("--flows", help="Synthetic flows a class.")]

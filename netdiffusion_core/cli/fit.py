@@ -4,7 +4,19 @@ netdiff fit
 
 from __future__ import annotations
 
-from .common import BackendName, Classes, Data, EncoderName, Labels, MaxPackets, Output, Overwrite, Seed, Session
+from .common import (
+    BackendName,
+    Classes,
+    Data,
+    EncoderName,
+    Labels,
+    MaxPackets,
+    Output,
+    Overwrite,
+    Resume,
+    Seed,
+    Session,
+)
 
 
 def fit(
@@ -18,6 +30,7 @@ def fit(
     max_packets: MaxPackets = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """
     Train a model on the training flows and write its folder.
@@ -35,14 +48,16 @@ def fit(
     )
     from .. import pipeline
     from ..context import Context
-    from ..run_folder import new_folder
+    from ..run_folder import CHECKPOINTS, Run, resumable_folder
 
-    progress = session.terminal.progress
-    with new_folder(output, overwrite, inputs=[pipeline.require_data(config)]) as folder:
+    progress, source = session.terminal.progress, pipeline.require_data(config)
+    with resumable_folder(output, overwrite, resume, inputs=[source]) as folder:
         chosen, config = pipeline.prepare_encoder(config, session.plugins)
         model, config = pipeline.prepare_backend(config, session.plugins)
-        context = Context(seed=config.seed, progress=progress, encoder=chosen)
-        real = pipeline.split(pipeline.load(config, session.plugins, progress), context)
-        train = pipeline.encode(real.train, chosen, progress)
+        context = Context(seed=config.seed, progress=progress, encoder=chosen, checkpoints=folder / CHECKPOINTS)
+        traffic = pipeline.load(config, session.plugins, progress)
+        work = pipeline.work(config, pipeline.input_files(traffic, source), session.plugins)
+        Run(plugins=session.plugins, folder=folder).begin(work)
+        train = pipeline.encode(pipeline.split(traffic, context).train, chosen, progress)
         pipeline.fit(model, train, context)
         pipeline.save_model(folder, model, train, config, session.plugins)

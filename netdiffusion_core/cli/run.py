@@ -22,6 +22,7 @@ from .common import (
     MaxPackets,
     Overwrite,
     Payload,
+    Resume,
     RuleNames,
     RulesOff,
     Seed,
@@ -54,6 +55,7 @@ def run(
     client_net: ClientNet = None,
     server_net: ServerNet = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     json: Json = False,
 ) -> None:
     """
@@ -82,7 +84,7 @@ def run(
     from .. import pipeline
     from ..report import score_table
 
-    result = pipeline.run(config, session.plugins, session.terminal.progress, overwrite)
+    result = pipeline.run(config, session.plugins, session.terminal.progress, overwrite, resume)
     if json:
         print((result.folder / "report.json").read_text(encoding="utf-8"), end="")
     else:

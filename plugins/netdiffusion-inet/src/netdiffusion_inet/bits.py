@@ -80,22 +80,15 @@ class Stack:
 _STACKS: Known[Stack] = Known()
 
 
-def _chosen(mask: Array) -> Array | slice:
-    """
-    Return what selects the packets of a mask; of all packets a slice, which makes a view and no copy.
-    """
-    return slice(None) if mask.all() else np.flatnonzero(mask)
-
-
 class Bits:
     """
-    Encoded flows while they are being changed, and their `stack`.
+    Encoded flows while they are being changed, and their `stack`. Packets are given as rising indices.
     """
 
     def __init__(self, encoded: Encoded) -> None:
         self._encoded = encoded
         self.rows = encoded.rows  # copied before they are first written
-        self.stack = _STACKS.get(encoded) or _STACKS.put(encoded, Stack.of(encoded))
+        self.stack = _STACKS.get(encoded, Stack.of)
         self.spans = self.stack.spans
         self.flow, self.live = self.stack.flow, self.stack.live
         self.ip_versions, self.protocols = self.stack.ip_versions, self.stack.protocols
@@ -110,99 +103,109 @@ class Bits:
         _STACKS.put(encoded, self.stack)
         return encoded
 
-    def _put(self, packets: Array | slice, columns: slice, bits: Array | int) -> None:
+    def _rows(self, packets: Array) -> Array | slice:
+        """
+        Return what selects these packets; of all packets a slice, which makes a view and no copy.
+        """
+        return slice(None) if len(packets) == len(self.rows) else packets
+
+    def _put(self, packets: Array, columns: slice, bits: Array | int) -> None:
         """
         Write columns of these packets, if they differ.
         """
-        if (self.rows[packets, columns] != bits).any():
+        i = self._rows(packets)
+        if (self.rows[i, columns] != bits).any():
             if self.rows is self._encoded.rows:
                 self.rows = self.rows.copy()
-            self.rows[packets, columns] = bits
+            self.rows[i, columns] = bits
 
-    def values(self, field: str) -> NDArray[np.int64]:
+    def values(self, field: str, packets: Array) -> NDArray[np.int64]:
         """
-        Return a field as numbers: int64[packets], -1 where a bit of it is missing.
+        Return a field of these packets as numbers: int64[n], -1 where a bit of it is missing.
         """
         span = self.spans[field]
-        return self.number(span.start, span.stop - span.start)
+        return self.number(span.start, span.stop - span.start, packets)
 
-    def number(self, column: int, bits: int) -> NDArray[np.int64]:
+    def number(self, column: int, bits: int, packets: Array) -> NDArray[np.int64]:
         """
         Return so many columns as numbers, like `values`.
         """
-        return numbers(self.rows[:, column : column + bits])
+        return numbers(self.rows[self._rows(packets), column : column + bits])
 
-    def write(self, field: str, mask: Array, values: Array | int) -> None:
+    def write(self, field: str, packets: Array, values: Array | int) -> None:
         """
-        Write a field of the packets in the mask.
+        Write a field of these packets.
         """
         span = self.spans[field]
-        self.write_number(span.start, span.stop - span.start, mask, values)
+        self.write_number(span.start, span.stop - span.start, packets, values)
 
-    def write_number(self, column: int, bits: int, mask: Array, values: Array | int) -> None:
+    def write_number(self, column: int, bits: int, packets: Array, values: Array | int) -> None:
         """
-        Write so many columns of the packets in the mask.
+        Write so many columns of these packets, at most 32.
         """
-        i = _chosen(mask)
-        values = np.full(len(mask), values)[i, None]
-        self._put(i, slice(column, column + bits), values >> np.arange(bits)[::-1] & 1)
+        octets = np.asarray(values, ">u4")[..., None].view(np.uint8)
+        digits = np.unpackbits(octets, axis=-1)[..., -bits:].view(np.int8)
+        self._put(packets, slice(column, column + bits), digits)
 
-    def clear(self, header: str, mask: Array) -> None:
+    def clear(self, header: str, packets: Array) -> None:
         """
-        Remove a header from the packets in the mask.
+        Remove a header from these packets.
         """
         if header in self.spans:
-            self._put(_chosen(mask), self.spans[header], MISSING)
+            self._put(packets, self.spans[header], MISSING)
 
-    def keep_one_transport(self, mask: Array) -> None:
+    def keep_one_transport(self, packets: Array) -> None:
         """
         Remove every transport header but the flow's own.
         """
-        for header, protocols in (("tcp", (TCP,)), ("udp", (UDP,)), ("icmp", (ICMP, ICMPV6))):
-            self.clear(header, mask & np.all([self.protocols != number for number in protocols], axis=0))
+        own = self.protocols[packets]
+        for header, others in (("tcp", own != TCP), ("udp", own != UDP), ("icmp", (own != ICMP) & (own != ICMPV6))):
+            self.clear(header, packets[others])
 
-    def complete(self, header: str, bits: int, mask: Array) -> None:
+    def complete(self, header: str, bits: int, packets: Array) -> None:
         """
         Fill the gaps in a header's first `bits` columns with what the nearest packet of the same flow and direction
         has there (the one before, else the one behind), and with 0 where no packet has them all.
         """
-        if not mask.any():
-            return
         start = self.spans[header].start
         columns = slice(start, start + bits)
-        part = self.rows[:, columns]
-        missing = (part == MISSING) & mask[:, None]
+        part = self.rows[self._rows(packets), columns]
+        missing = part == MISSING
         if not missing.any():
             return
-        direction = self.rows[:, self.spans["trace.direction"].start] == 1 if "trace.direction" in self.spans else 0
-        i = np.flatnonzero(mask)
-        key = (2 * self.flow + direction)[i]
+        key = 2 * self.flow[packets]
+        if "trace.direction" in self.spans:
+            key += self.rows[packets, self.spans["trace.direction"].start] == 1
         order = np.argsort(key, kind="stable")
-        groups = Flows.sorted(i[order], key[order])
-        whole = ~any_of_row(missing[groups.packets])
+        groups, whole = Flows.sorted(order, key[order]), ~any_of_row(missing)[order]
         before, behind = groups.last(whole), groups.next(whole)
         donor = np.where(before >= 0, before, behind)
-        gift = np.where(donor[:, None] >= 0, part[groups.packets[donor]], 0)
-        self._put(groups.packets, columns, np.where(missing[groups.packets], gift, part[groups.packets]))
+        gift = np.empty_like(part)
+        gift[order] = np.where(donor[:, None] >= 0, part[order[donor]], 0)
+        self._put(packets, columns, np.where(missing, gift, part))
 
-    def options(self, field: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def options(self, field: str, packets: Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """
-        Return ``(options, sizes)``: uint8[packets, 40], and the bytes that are present: whole words from the front.
+        Return ``(options, sizes)`` of these packets: uint8[n, the longest, at least 4], and the bytes that are present:
+        whole words from the front.
         """
-        bits = self.rows[:, self.spans[field]]
-        broken = np.ones((len(bits), 11), bool)
-        broken[:, :10] = np.packbits(bits != MISSING, axis=1).view(np.uint32) != 0xFFFFFFFF
-        sizes = 4 * broken.argmax(1)
-        return np.packbits(bits == 1, axis=1) * (np.arange(40) < sizes[:, None]), sizes
+        bits = self.rows[self._rows(packets), self.spans[field]]
+        sizes, i = np.zeros(len(bits), np.int64), np.flatnonzero(bits[:, 0] != MISSING)
+        for word in range(0, bits.shape[1], 32):
+            i = i[~any_of_row(bits[i, word : word + 32] == MISSING)]
+            if not len(i):
+                break
+            sizes[i] += 4
+        width = int(sizes.max(initial=4))
+        return np.packbits(bits[:, : 8 * width] == 1, axis=1) * (np.arange(width) < sizes[:, None]), sizes
 
-    def write_options(self, field: str, mask: Array, options: Array, sizes: Array) -> None:
+    def write_options(self, field: str, packets: Array, options: Array, sizes: Array) -> None:
         """
-        Write ``options[i, :sizes[i]]`` of the packets in the mask; what is behind becomes absent.
+        Write ``options[i, :sizes[i]]`` of these packets; what is behind becomes absent.
         """
-        i, span = _chosen(mask), self.spans[field]
-        width = int(sizes[i].max(initial=0))
-        bits = np.unpackbits(options[i, :width], axis=1).view(np.int8)
+        span, width = self.spans[field], int(sizes.max(initial=0))
+        bits = np.unpackbits(options[:, :width], axis=1).view(np.int8)
         middle = span.start + 8 * width
-        inside = np.arange(8 * width, dtype=np.int16) < (8 * sizes[i, None]).astype(np.int16)
-        self._put(i, slice(span.start, middle), np.where(inside, bits, MISSING))
-        self._put(i, slice(middle, span.stop), MISSING)
+        inside = np.arange(8 * width, dtype=np.int16) < (8 * sizes[:, None]).astype(np.int16)
+        self._put(packets, slice(span.start, middle), np.where(inside, bits, MISSING))
+        self._put(packets, slice(middle, span.stop), MISSING)

@@ -4,7 +4,7 @@ Read and write header fields of many packets at once, by name, and leave packets
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 import attrs
@@ -15,7 +15,7 @@ from netdiffusion_core.capture.dissect import Dissection, dissect, uint
 from netdiffusion_core.interfaces import Record, forget
 from netdiffusion_core.model import ICMP, ICMPV6, LINK_ETHERNET, LINK_RAW, TCP, UDP, Traffic
 
-from .checksum import checksum_offsets, differ, ipv4_checksums, transport_checksums
+from .checksum import checksum_offsets, ipv4_sums, transport_sums
 from .known import Known
 from .rules import RULES
 
@@ -25,6 +25,7 @@ MTU = 1500  # RFC 894
 
 _PROTOCOLS = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "icmpv6": ICMPV6}
 _VERSIONS = {"ipv4": 4, "ipv6": 6}
+_IP, _TRANSPORT = 0, 1
 _SHAPE = ("ipv4.tl", "ipv6.len", "ipv4.mf_foff")  # what the transport's checksum depends on
 
 # name: (first bit, bits) in its header, as in the figures of RFC 791, 8200, 9293, 768, 792
@@ -50,6 +51,7 @@ class Draft:
     data            uint8[bytes]   the packets' bytes, copied before they are first written
     from_initiator  bool[packets]  replace it, never write into it
     timestamps      int64[packets] replace it, never write into it
+    wire_lengths    int32[packets] replace it, never write into it
     flows           FlowTable      replace it
     """
 
@@ -62,19 +64,21 @@ class Draft:
         self.traffic = traffic
         self.headers = headers_of(traffic)
         self.data = traffic.data
+        self._views: dict[int, Array] = {}
         self.from_initiator, self.timestamps, self.flows = traffic.from_initiator, traffic.timestamps, traffic.flows
+        self.wire_lengths = traffic.wire_lengths
         self.off = off
         self.record = record
         self._checksums = checksums
-        self._wire_lengths = traffic.wire_lengths
-        self._ip_changed, self._transport_changed = np.zeros((2, len(traffic)), bool)
+        self._changed = np.zeros((2, len(traffic)), bool)  # in the IP header, in what the transport checksum covers
+        self._sums = _SUMS.get(traffic, _no_sums).copy()
 
     def get(self, field: str, packets: Array) -> NDArray[np.int64]:
         """
         Return a field of these packets, which must have its header: int64[packets].
         """
         at, size, shift, mask = self._place(field, packets)
-        return uint(self.data, at, size) >> shift & mask
+        return self._words(size)[at].astype(np.int64) >> shift & mask
 
     def put(self, rule: str, field: str, packets: Array, values: Array | int) -> None:
         """
@@ -83,23 +87,44 @@ class Draft:
         if rule in self.off or not len(packets):
             return
         at, size, shift, mask = self._place(field, packets)
-        word = uint(self.data, at, size)
+        word = self._words(size)[at].astype(np.int64)
         old, new = word >> shift & mask, np.full(len(packets), values) & mask
         i = np.flatnonzero(old != new)
         if not len(i):
             return
-        self._write(at[i], size, word[i] & ~(mask << shift) | new[i] << shift)
-        if field.startswith("ip"):
-            self._ip_changed[packets[i]] = True
-        if field in _SHAPE or not field.startswith("ip"):
-            self._transport_changed[packets[i]] = True
-        self.record(rule, field, packets[i], old[i], new[i])
+        packets, old, new = packets[i], old[i], new[i]
+        more = new - old << shift
+        self._write(at[i], size, word[i] + more)
+        odd = FIELDS[field][0] // 8 + size & 1  # it ends in the high byte of a word
+        self._note(_IP if field.startswith("ip") else _TRANSPORT, packets, more << 8 * odd)
+        if field in _SHAPE:
+            self._note(_TRANSPORT, packets, np.nan)
+        self.record(rule, field, packets, old, new)
 
-    def _write(self, at: Array, size: int, values: Array) -> None:
+    def _note(self, header: int, packets: Array, more: Array | float) -> None:
+        """
+        Note that so much more was written into what the checksum of this header covers.
+        """
+        sums, self._changed[header][packets] = self._sums[header], True
+        sums[packets] += more
+
+    def _words(self, size: int) -> Array:
+        """
+        Return a view of the bytes as big-endian words of so many bytes, one at every byte.
+        """
+        if size not in self._views:
+            n = max(len(self.data) - size + 1, 0)
+            self._views[size] = np.ndarray(n, f">u{size}", self.data, strides=(1,))
+        return self._views[size]
+
+    def _own(self) -> None:
         if not self.data.flags.writeable:
             self.data = self.data.copy()
-        for i in range(size):
-            self.data[at + i] = values >> 8 * (size - 1 - i) & 0xFF
+            self._views.clear()
+
+    def _write(self, at: Array, size: int, values: Array) -> None:
+        self._own()
+        self._words(size)[at] = values
 
     def _place(self, field: str, packets: Array) -> tuple[Array, int, int, int]:
         first, bits = FIELDS[field]
@@ -110,14 +135,14 @@ class Draft:
 
     def options(self, header: str, packets: Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """
-        Return ``(options, sizes)`` of the headers ``ipv4`` or ``tcp`` of these packets: uint8[n, 40], filled up with
-        zeros, and their bytes.
+        Return ``(options, sizes)`` of the headers ``ipv4`` or ``tcp`` of these packets: uint8[n, the longest, at least
+        4], filled up with zeros, and their bytes.
         """
         at, sizes = self._options(header, packets)
-        options = np.zeros((len(packets), 40), np.uint8)
-        width = int(sizes.max(initial=0))
-        inside = np.arange(width) < sizes[:, None]
-        options[:, :width][inside] = self.data[(at[:, None] + np.arange(width))[inside]]
+        column = np.arange(sizes.max(initial=4))
+        options = np.zeros((len(packets), len(column)), np.uint8)
+        inside = column < sizes[:, None]
+        options[inside] = self.data[(at[:, None] + column)[inside]]
         return options, sizes
 
     def put_options(self, rule: str, header: str, packets: Array, options: Array) -> None:
@@ -126,13 +151,13 @@ class Draft:
         """
         if rule in self.off or not len(packets):
             return
-        at, old = self._options(header, packets)[0], self.options(header, packets)[0].view(">u4")
-        new = np.ascontiguousarray(options).view(">u4")
+        at, old = self._options(header, packets)[0], self.options(header, packets)[0].view(">u4").astype(np.int64)
+        new = np.ascontiguousarray(options).view(">u4")[:, : old.shape[1]].astype(np.int64)
         for k in np.flatnonzero((old != new).any(0)).tolist():
             i = np.flatnonzero(old[:, k] != new[:, k])
-            self._write(at[i] + 4 * k, 4, new[i, k].astype(np.int64))
+            self._write(at[i] + 4 * k, 4, new[i, k])
+            self._note(_TRANSPORT if header == "tcp" else _IP, packets[i], new[i, k] - old[i, k])
             self.record(rule, f"{header}.opt.{k}", packets[i], old[i, k], new[i, k])
-            (self._transport_changed if header == "tcp" else self._ip_changed)[packets[i]] = True
 
     def _options(self, header: str, packets: Array) -> tuple[Array, Array]:
         h = self.headers
@@ -159,15 +184,14 @@ class Draft:
         self._swap(h.transport_offsets[packets[with_ports]], 2)
 
     def _swap(self, at: Array, size: int) -> None:
-        if not self.data.flags.writeable:
-            self.data = self.data.copy()
+        self._own()
         left = at[:, None] + np.arange(size)
         self.data[left], self.data[left + size] = self.data[left + size], self.data[left]
 
     def cut(self, rule: str, packets: Array, payload_lengths: Array) -> None:
         """
         Shorten the payload of these packets to so many bytes, in the length fields and on the wire; what lies behind
-        the IP packet goes too. `finish` takes the bytes out.
+        the IP packet goes too. `finish` leaves them out.
         """
         h = self.headers
         shorter = payload_lengths < h.payload_lengths[packets]
@@ -179,8 +203,8 @@ class Draft:
         self.put_lengths(rule, i, h.ip_lengths[i] - removed)
         udp = i[h.protocols[i] == UDP]
         self.put(rule, "udp.len", udp, 8 + self.headers.payload_lengths[udp])
-        self._wire_lengths = np.array(self._wire_lengths)
-        self._wire_lengths[i] = h.link_lengths[i] + self.headers.ip_lengths[i]
+        self.wire_lengths = np.array(self.wire_lengths)
+        self.wire_lengths[i] = h.link_lengths[i] + self.headers.ip_lengths[i]
 
     def put_lengths(self, rule: str, packets: Array, ip_lengths: Array) -> None:
         """
@@ -212,54 +236,68 @@ class Draft:
         h = self.headers
         return has(h, name) & (h.ip_offsets + h.ip_lengths <= self.traffic.ends)
 
-    def wrong_ipv4_checksums(self, chosen: Array | bool = True) -> tuple[Array, Array, Array]:
+    def wrong_ipv4_checksums(self, chosen: Array | bool = True) -> tuple[Array, Array, Array, Array]:
         """
-        Return ``(packets, at, checksums)``: where the checksum of the IPv4 header does not fit, where it stands and
-        what it must be.
+        Return ``(packets, at, before, after)``: where the checksum of the IPv4 header does not fit, where it stands,
+        what it is and what it must be.
 
         chosen  bool[packets]: whom to ask
         """
-        h, data = self.headers, self.data
+        h = self.headers
         i = np.flatnonzero(has(h, "ipv4") & chosen)
-        at, expected = h.ip_offsets[i] + 10, ipv4_checksums(data, h.ip_offsets[i], h.ip_header_lengths[i])
-        wrong = differ(uint(data, at, 2), expected)
-        return i[wrong], at[wrong], expected[wrong]
+        excess = self._excess(_IP, i, lambda new: ipv4_sums(self.data, h, new))
+        i, excess = i[excess > 0], excess[excess > 0]
+        at = h.ip_offsets[i] + 10
+        before = uint(self.data, at, 2)
+        return i, at, before, (before - excess) % 0xFFFF
 
-    def wrong_checksums(self, chosen: Array) -> tuple[Array, Array, Array]:
+    def wrong_checksums(self, chosen: Array) -> tuple[Array, Array, Array, Array]:
         """
         Return the same of TCP, UDP, ICMP and ICMPv6. Bytes that were not captured count as zeros.
         """
-        h, data = self.headers, self.data
+        h = self.headers
         i = np.flatnonzero(chosen & (h.transport_offsets >= 0) & ~h.fragments)
-        if not len(i):
-            return i, i, i
-        at, expected = checksum_offsets(h, i), transport_checksums(data, self.traffic.ends, h, i)
-        found = uint(data, at, 2)
-        without = (found == 0) & (h.protocols[i] == UDP)  # RFC 768; not over IPv6: RFC 8200 section 8.1
-        wrong = np.where(without, h.ip_versions[i] == 6, differ(found, expected))
-        return i[wrong], at[wrong], expected[wrong]
+        excess = self._excess(_TRANSPORT, i, lambda new: transport_sums(self.data, self.traffic.ends, h, new))
+        at = checksum_offsets(h, i)
+        before, is_udp = uint(self.data, at, 2), h.protocols[i] == UDP
+        after = (before - excess) % 0xFFFF
+        after[is_udp & (after == 0)] = 0xFFFF  # RFC 768: 0 means no checksum; not over IPv6: RFC 8200 section 8.1
+        wrong = np.where(is_udp & (before == 0), h.ip_versions[i] == 6, excess > 0)
+        return i[wrong], at[wrong], before[wrong], after[wrong]
 
-    def _seal(self, name: str, packets: Array, at: Array, checksums: Array) -> None:
+    def _excess(self, header: int, packets: Array, add_up: Callable[[Array], Array]) -> NDArray[np.int64]:
+        """
+        Return by how much the checksums of these packets are too large, modulo 0xFFFF; add up only what is not known.
+        """
+        sums = self._sums[header]
+        new = packets[np.isnan(sums[packets])]
+        if len(new):
+            sums[new] = add_up(new)
+        return sums[packets].astype(np.int64) % 0xFFFF
+
+    def _seal(self, header: int, name: str, packets: Array, at: Array, before: Array, after: Array) -> None:
         if len(packets):
             rule = RULES[f"{name}.checksum"]
-            self.record(rule.id, rule.field, packets, uint(self.data, at, 2), checksums)
-            self._write(at, 2, checksums)
+            self.record(rule.id, rule.field, packets, before, after)
+            self._write(at, 2, after)
+            self._sums[header][packets] = 0
 
     def _seal_all(self) -> None:
         """
         Write checksums that fit into packets that were changed, and into those whose checksums are to be judged.
         """
         judged = [name for name in self._checksums if f"{name}.checksum" not in self.off]
-        wrong = self.wrong_ipv4_checksums(True if "ipv4" in judged else self._ip_changed)
-        self._seal("ipv4", *wrong)
-        chosen = self._transport_changed
+        wrong = self.wrong_ipv4_checksums(True if "ipv4" in judged else self._changed[_IP])
+        self._seal(_IP, "ipv4", *wrong)
+        chosen = self._changed[_TRANSPORT]
         for name in judged:
             if name in _PROTOCOLS:
                 chosen = chosen | self.judgeable(name)
-        i, at, expected = self.wrong_checksums(chosen)
-        for name in _PROTOCOLS if len(i) else ():
-            mine = has(self.headers, name)[i]
-            self._seal(name, i[mine], at[mine], expected[mine])
+        wrong = self.wrong_checksums(chosen)
+        protocols = self.headers.protocols[wrong[0]]
+        for name, number in _PROTOCOLS.items():
+            if (mine := protocols == number).any():
+                self._seal(_TRANSPORT, name, *(column[mine] for column in wrong))
 
     def finish(self) -> Traffic:
         """
@@ -270,29 +308,49 @@ class Draft:
         given = self.traffic
         changes = {
             name: value
-            for name in ("data", "from_initiator", "timestamps", "flows")
+            for name in ("data", "from_initiator", "timestamps", "flows", "wire_lengths")
             if (value := getattr(self, name)) is not getattr(given, name)
         }
         if not changes:
             return given
-        captured = np.minimum(given.captured_lengths, self._wire_lengths)
-        traffic = attrs.evolve(given, captured_lengths=captured, wire_lengths=self._wire_lengths, **changes).packed()
-        headers, moved = self.headers, traffic.starts - given.starts
-        if moved.any():
-            at = {name: getattr(headers, name) for name in ("ip_offsets", "transport_offsets")}
-            headers = attrs.evolve(headers, **{k: np.where(v >= 0, v + moved, -1) for k, v in at.items()})
-        HEADERS.put(traffic, headers)
-        return traffic
+        cut = "wire_lengths" in changes
+        if cut:
+            changes["captured_lengths"] = np.minimum(given.captured_lengths, self.wire_lengths)
+        traffic = attrs.evolve(given, **changes)
+        _HEADERS.put(traffic, self.headers)
+        _SUMS.put(traffic, self._sums)
+        return own_bytes(traffic) if cut else traffic
 
 
 def headers_of(traffic: Traffic) -> Dissection:
     """
     Return `dissect` of this traffic, which is done once.
     """
-    return HEADERS.get(traffic) or HEADERS.put(traffic, dissect(traffic))
+    return _HEADERS.get(traffic, dissect)
 
 
-HEADERS: Known[Dissection] = Known()
+def own_bytes(traffic: Traffic) -> Traffic:
+    """
+    Return the traffic, packed where packets share bytes or most bytes belong to none: a copy of them can be written to.
+    """
+    apart = (traffic.starts[1:] >= traffic.ends[:-1]).all()
+    if apart and len(traffic.data) <= 2 * traffic.captured_lengths.sum():
+        return traffic
+    moved = traffic.packed()
+    headers, by = headers_of(traffic), moved.starts - traffic.starts
+    at = {name: getattr(headers, name) for name in ("ip_offsets", "transport_offsets")}
+    _HEADERS.put(moved, attrs.evolve(headers, **{k: np.where(v >= 0, v + by, -1) for k, v in at.items()}))
+    _SUMS.put(moved, _SUMS.get(traffic, _no_sums))
+    return moved
+
+
+def _no_sums(traffic: Traffic) -> NDArray[np.float64]:
+    return np.full((2, len(traffic)), np.nan)
+
+
+_HEADERS: Known[Dissection] = Known()
+_SUMS: Known[NDArray[np.float64]] = Known()
+"""Of every packet the sums that the checksums of IPv4 and transport header cover, NaN where not added up yet."""
 
 
 def has(headers: Dissection, name: str) -> NDArray[np.bool_]:

@@ -55,7 +55,7 @@ class IcmpRules(InetRules):
         """
         Give every packet of an ICMP flow a whole ICMP header.
         """
-        bits.complete("icmp", 64, bits.live & (bits.protocols == _PROTOCOL[self.version]))
+        bits.complete("icmp", 64, np.flatnonzero(bits.live & (bits.protocols == _PROTOCOL[self.version])))
 
     def mend(self, draft: Draft, rng: np.random.Generator) -> None:
         """

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from netdiffusion_core.interfaces import Record, forget
 from netdiffusion_core.model import TCP, UDP, Traffic
 
-from .headers import Draft
+from .headers import Draft, own_bytes
 from .rules import rules_of
 from .ruleset import InetRules
 from .segments import Flows, vote
@@ -51,7 +51,7 @@ class InterpacketRules(InetRules):
         """
         traffic = super().repair(traffic, rng, record)
         if "interpacket.timestamps" not in self.off and len(_backwards(traffic)):
-            traffic = traffic.select_packets(np.argsort(traffic.timestamps, kind="stable"))
+            traffic = own_bytes(traffic.select_packets(np.argsort(traffic.timestamps, kind="stable")))
         return traffic
 
     def mend(self, draft: Draft, rng: np.random.Generator) -> None:
@@ -112,13 +112,10 @@ def opening(draft: Draft, flows: Flows) -> NDArray[np.bool_]:
     """
     Return for each packet in flow order whether it is one of the (up to) three of a TCP handshake.
     """
-    early = (flows.position < HANDSHAKE) & _has(draft, flows.packets, TCP)
+    h = draft.headers
+    early = (flows.position < HANDSHAKE) & ((h.protocols == TCP) & (h.transport_offsets >= 0))[flows.packets]
     early[early] = draft.get("tcp.flags", flows.packets[early]) & _SYN > 0
     return flows.any_in_flow(early) & (flows.position < HANDSHAKE)
-
-
-def _has(draft: Draft, packets: Array, protocol: int) -> Array:
-    return (draft.headers.protocols[packets] == protocol) & (draft.headers.transport_offsets[packets] >= 0)
 
 
 def _settle_direction(draft: Draft, flows: Flows) -> None:
@@ -181,8 +178,8 @@ def _told_ports(draft: Draft, flows: Flows) -> tuple[Flows, NDArray[np.int64]]:
     """
     Return the TCP and UDP packets, and the ports of initiator and responder that each names: int64[n, 2].
     """
-    mine = _has(draft, flows.packets, TCP) | _has(draft, flows.packets, UDP)
-    ends = flows.part(mine)
+    protocol, present = draft.headers.protocols[flows.packets], draft.headers.transport_offsets[flows.packets] >= 0
+    ends = flows.part(present & ((protocol == TCP) | (protocol == UDP)))
     told = np.column_stack([draft.get(field, ends.packets) for field in ("tcp.sprt", "tcp.dprt")])
     return ends, np.where(draft.from_initiator[ends.packets, None], told, told[:, ::-1])
 
@@ -199,7 +196,8 @@ def _settle_ports(draft: Draft, flows: Flows, rng: np.random.Generator) -> None:
         for side in (0, 1):
             named = told[:, side] > 0
             agreed = vote(ends.flow[named], told[named, side], len(ends.row), 16)
-            agreed[agreed == 0] = rng.integers(*_EPHEMERAL, (agreed == 0).sum())
+            if not agreed.all():
+                agreed[agreed == 0] = rng.integers(*_EPHEMERAL, (agreed == 0).sum())
             ports[ends.row, side] = agreed
         _put_ports(draft, "interpacket.ports", ends, ports)
     if "interpacket.endpoints" not in draft.off:
@@ -218,12 +216,12 @@ def _put_ports(draft: Draft, rule: str, ends: Flows, ports: Array) -> None:
     """
     Write the ports of the flow table into the packets.
     """
-    pair = ports[ends.row[ends.flow]]
-    source = np.where(draft.from_initiator[ends.packets], 0, 1)
-    for k, (tcp, udp) in enumerate((("tcp.sprt", "udp.sport"), ("tcp.dprt", "udp.dport"))):
-        values = np.where(source == k, pair[:, 0], pair[:, 1])
+    initiator, responder = ports[ends.row].T[:, ends.flow]
+    forth, protocols = draft.from_initiator[ends.packets], draft.headers.protocols[ends.packets]
+    source, destination = np.where(forth, initiator, responder), np.where(forth, responder, initiator)
+    for values, tcp, udp in ((source, "tcp.sprt", "udp.sport"), (destination, "tcp.dprt", "udp.dport")):
         for field, protocol in ((tcp, TCP), (udp, UDP)):
-            mine = draft.headers.protocols[ends.packets] == protocol
+            mine = protocols == protocol
             draft.put(rule, field, ends.packets[mine], values[mine])
 
 
@@ -292,7 +290,7 @@ def _off_count(draft: Draft, lines: Flows) -> tuple[Array, Array]:
     small = inner & (step > 0) & (step <= _LARGEST_STEP)
     steps = np.bincount(line.flow, inner, len(line.row))
     counts = np.bincount(line.flow, small, len(line.row)) * 2 > steps
-    over = (np.roll(number, -1) - np.roll(number, 1)) & 0xFFFF  # from the packet before to the one behind
+    over = (step + np.append(step[1:], 0)) & 0xFFFF  # from the packet before to the one behind
     last = np.append(line.position[1:] == 0, True)[: len(line)]
     resumed = ~last & (over > 1) & (over <= _LARGEST_STEP)
     off = counts[line.flow] & inner & far & resumed & (number > 0)

@@ -40,22 +40,22 @@ class Ipv4Rules(InetRules):
         Give every packet of an IPv4 flow a whole IPv4 header and one transport header, and no packet of another flow.
         Options that are malformed are dropped.
         """
-        mine = bits.live & (bits.ip_versions == 4)
-        bits.clear("ipv4", bits.live & ~mine)
-        if not mine.any():
+        mine, others = (np.flatnonzero(bits.live & is4) for is4 in (bits.ip_versions == 4, bits.ip_versions != 4))
+        bits.clear("ipv4", others)
+        if not len(mine):
             return
         bits.complete("ipv4", 96, mine)
         bits.keep_one_transport(mine)
-        options, sizes = bits.options("ipv4.opt")
+        options, sizes = bits.options("ipv4.opt", mine)
         walked, _ = walk(options, sizes, _LEGAL_OPTIONS)
-        bad = mine & any_of_row(walked != options)
-        sizes = np.where(bad, 0, sizes)
+        sizes = np.where(any_of_row(walked != options), 0, sizes)
         bits.write_options("ipv4.opt", mine, options, sizes)
         bits.write("ipv4.ver", mine, 4)
         bits.write("ipv4.hl", mine, 5 + sizes // 4)
         bits.write("ipv4.mfbit", mine, 0)
         bits.write("ipv4.foff", mine, 0)
-        bits.write("ipv4.proto", mine & (bits.protocols >= 0), bits.protocols)
+        ours = mine[bits.protocols[mine] >= 0]
+        bits.write("ipv4.proto", ours, bits.protocols[ours])
 
     def mend(self, draft: Draft, rng: np.random.Generator) -> None:
         """

@@ -34,17 +34,18 @@ class Ipv6Rules(InetRules):
         """
         Give every packet of an IPv6 flow a whole IPv6 header and one transport header, and no packet of another flow.
         """
-        mine = bits.live & (bits.ip_versions == 6)
-        bits.clear("ipv6", bits.live & ~mine)
-        if not mine.any():
+        mine, others = (np.flatnonzero(bits.live & is6) for is6 in (bits.ip_versions == 6, bits.ip_versions != 6))
+        bits.clear("ipv6", others)
+        if not len(mine):
             return
         bits.complete("ipv6", 64, mine)
         bits.keep_one_transport(mine)
         bits.write("ipv6.ver", mine, 6)
-        extended = np.isin(bits.values("ipv6.nh"), _HARMLESS_EXTENSIONS)
+        extended = np.isin(bits.values("ipv6.nh", mine), _HARMLESS_EXTENSIONS)
         if "trace.extension_words" in bits.spans:
-            extended &= bits.values("trace.extension_words") > 0
-        bits.write("ipv6.nh", mine & (bits.protocols >= 0) & ~extended, bits.protocols)
+            extended &= bits.values("trace.extension_words", mine) > 0
+        ours = mine[(bits.protocols[mine] >= 0) & ~extended]
+        bits.write("ipv6.nh", ours, bits.protocols[ours])
 
     def mend(self, draft: Draft, rng: np.random.Generator) -> None:
         """

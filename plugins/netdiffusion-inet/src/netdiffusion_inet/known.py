@@ -8,6 +8,7 @@ flow a packet belongs to. The key is the object itself, not its value.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,12 +22,15 @@ class Known(Generic[T]):
     def __init__(self) -> None:
         self._facts: dict[int, tuple[weakref.ref[Any], T]] = {}
 
-    def get(self, of: Any) -> T | None:
+    def get(self, of: Any, work: Callable[[Any], T]) -> T:
         """
-        Return what is known of this object, None for nothing.
+        Return what is known of this object, or what this work finds out about it.
         """
-        reference, fact = self._facts.get(id(of), (None, None))
-        return fact if reference is not None and reference() is of else None
+        if id(of) in self._facts:
+            reference, fact = self._facts[id(of)]
+            if reference() is of:
+                return fact
+        return self.put(of, work(of))
 
     def put(self, of: Any, fact: T) -> T:
         """

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netdiffusion_core.model import any_of_row
-
 Array = NDArray[Any]
 
+MOST_BYTES = 40  # of a header of 60 bytes, the most that its length field can tell
 END, NOP = 0, 1
 MSS, WINDOW_SCALE, SACK_PERMITTED, SACK, TIMESTAMPS = 2, 3, 4, 5, 8
 
@@ -47,8 +46,8 @@ def walk(options: Array, sizes: Array, legal: Array, mend: Array | None = None) 
     """
     Follow each packet's list of options. Returns ``(options, kinds)``.
 
-    options  uint8[n, 40]: a copy in which what cannot be understood is NOP and what follows the end of the list is 0
-    kinds    uint8[n, 40]: the kind at each byte where an option begins, 0 elsewhere
+    options  uint8[n, w]: a copy in which what cannot be understood is NOP and what follows the end of the list is 0
+    kinds    uint8[n, w]: the kind at each byte where an option begins, 0 elsewhere
 
     sizes  int64[n]: bytes of options of each packet
     legal  bool[256, 256], see `table`; an option of a kind or length that is not there is blanked
@@ -57,61 +56,63 @@ def walk(options: Array, sizes: Array, legal: Array, mend: Array | None = None) 
     n, width = options.shape
     padded = np.zeros((n, width + 1), np.uint8)  # a column more: the last byte may lack its length
     padded[:, :width] = options
-    options, kinds = padded, np.zeros_like(padded)
+    options, kinds = padded, np.zeros((n, width), np.uint8)
     column = np.arange(width + 1)
-    at = np.zeros(n, np.int64)
-    i = np.arange(n)
-    while len(i := i[at[i] < sizes[i]]):
-        here, left = at[i], (sizes - at)[i]
+    i = np.flatnonzero(sizes > 0)
+    here, left = np.zeros(len(i), np.int64), sizes[i]
+    while len(i):
         kind, length = options[i, here], options[i, here + 1].astype(np.int64)
         if mend is not None:
             right = mend[kind]
             length = np.where((right > 0) & (right <= left), right, length)
             options[i, here + 1] = length
-        known = legal[kind, length] & (length <= left)
+        fits = length <= left
+        known = legal[kind, length] & fits
         kinds[i, here] = kind * known
-        blank = ~known & (kind > NOP)
-        whole = blank & (length >= 2) & (length <= left)
-        at[i] += np.where(known | whole, length, 1)
+        blank, end = ~known & (kind > NOP), kind == END
+        step = np.where(known | blank & fits & (length >= 2), length, 1)
         if blank.any():
-            until = np.where(whole, at[i], here + 1)[blank, None]
-            inside = (column >= here[blank, None]) & (column < until)
+            inside = (column >= here[blank, None]) & (column < (here + step)[blank, None])
             options[i[blank]] = np.where(inside, NOP, options[i[blank]])
-        end = i[kind == END]
-        options[end] = np.where(column >= at[end, None], 0, options[end])
-        at[end] = sizes[end]
-    return options[:, :-1], kinds[:, :-1]
+        if end.any():
+            options[i[end]] = np.where(column >= here[end, None], 0, options[i[end]])
+            step[end] = left[end]
+        on = step < left
+        i, here, left = i[on], (here + step)[on], (left - step)[on]
+    return options[:, :-1], kinds
 
 
 def extent(options: Array, kinds: Array, chosen: Array) -> NDArray[np.bool_]:
     """
-    Return bool[n, 40]: the bytes of the options that begin where `chosen` holds.
+    Return bool[n, w]: the bytes of the options that begin where `chosen` holds.
     """
-    column = np.arange(options.shape[1])
+    row, column = np.ogrid[: len(options), : options.shape[1]]
     begin = np.maximum.accumulate(np.where(kinds > NOP, column, 0), axis=1)
-    length = np.take_along_axis(np.roll(options, -1, axis=1), begin, 1)
-    return np.take_along_axis(chosen & (kinds > NOP), begin, 1) & (column < begin + length)
+    length = options[row, np.minimum(begin + 1, options.shape[1] - 1)]
+    return (chosen & (kinds > NOP))[row, begin] & (column < begin + length)
 
 
 def squeeze(options: Array, sizes: Array, gone: Array) -> tuple[Array, Array]:
     """
-    Take out the bytes where `gone`, bool[n, 40], holds. What follows moves up, and the end of the list is marked.
+    Take out the bytes where `gone`, bool[n, w], holds. What follows moves up, and the end of the list is marked.
     Returns ``(options, sizes)``, the sizes in whole words.
     """
-    column = np.arange(options.shape[1])
+    row, column = np.ogrid[: len(options), : options.shape[1]]
     gone = gone & (column < sizes[:, None])
-    options = np.take_along_axis(options, np.argsort(gone, axis=1, kind="stable"), 1)
+    options = options[row, np.argsort(gone, axis=1, kind="stable")]
     kept = sizes - gone.sum(1)
     return np.where(column < kept[:, None], options, END).astype(np.uint8), (kept + 3) // 4 * 4
 
 
 def idle(options: Array, sizes: Array, legal: Array) -> NDArray[np.bool_]:
     """
-    Return bool[n, 40]: NOPs that align nothing: of every four in a row all four, so that what follows stays aligned.
+    Return bool[n, w]: NOPs that align nothing: of every four in a row all four, so that what follows stays aligned.
     """
     column = np.arange(options.shape[1])
     surplus = np.zeros(options.shape, bool)
     i = np.flatnonzero((options == NOP) @ np.ones(len(column), np.uint8) >= 4)
+    if not len(i):
+        return surplus
     options, sizes = options[i], sizes[i]
     kinds = walk(options, sizes, legal)[1]
     nop = (options == NOP) & ~extent(options, kinds, kinds > NOP) & (column < sizes[:, None])
@@ -126,8 +127,11 @@ def append(options: Array, sizes: Array, rows: Array, extra: Array, legal: Array
     Add the bytes `extra` behind the options of these rows, or instead of them where there is no room. Returns
     ``(options, sizes)``.
     """
-    options, sizes = options.copy(), sizes.copy()
-    room = np.where(sizes[rows] + len(extra) <= options.shape[1], sizes[rows], 0)
+    if not len(rows):
+        return options, sizes
+    sizes, room = sizes.copy(), np.where(sizes[rows] + len(extra) <= MOST_BYTES, sizes[rows], 0)
+    wider = room.max() + len(extra) - options.shape[1]
+    options = np.pad(options, ((0, 0), (0, max(wider, 0))))
     kinds = walk(options[rows], sizes[rows], legal)[1]
     options[rows] = np.where(extent(options[rows], kinds, kinds > NOP), options[rows], NOP)
     options[rows[:, None], room[:, None] + np.arange(len(extra))] = extra
@@ -139,5 +143,7 @@ def find(kinds: Array, kind: int) -> NDArray[np.int64]:
     """
     Return where the first option of this kind begins, -1 where there is none: int64[n].
     """
-    hit = kinds == kind
-    return np.where(any_of_row(hit), hit.argmax(1), -1)
+    at = np.full(len(kinds), -1)
+    rows, columns = np.nonzero(kinds == kind)
+    at[rows[::-1]] = columns[::-1]  # the first stands
+    return at

@@ -15,7 +15,7 @@ from netdiffusion_core.interfaces import Record, RuleSet, forget
 from netdiffusion_core.model import Encoded, Traffic, Violation
 
 from .bits import Bits
-from .headers import Draft, has, headers_of
+from .headers import Draft, has, headers_of, own_bytes
 from .rules import RULES
 
 
@@ -47,10 +47,9 @@ class InetRules(RuleSet):
         """
         Mend packets; see `mend`.
         """
-        traffic = traffic.packed()
         if self.protocol and not has(headers_of(traffic), self.protocol).any():
             return traffic
-        draft = Draft(traffic, self.off, record, self.checksums)
+        draft = Draft(own_bytes(traffic), self.off, record, self.checksums)
         self.mend(draft, rng)
         return draft.finish()
 

@@ -59,6 +59,8 @@ class Flows:
         """
         Return the packets where the mask holds, in the same order.
         """
+        if chosen.all():
+            return self
         return Flows.sorted(self.packets[chosen], self.row[self.flow[chosen]])
 
     def __len__(self) -> int:
@@ -82,7 +84,7 @@ class Flows:
         """
         Return for each packet whether the mask holds for any packet of its flow.
         """
-        return (np.bincount(self.flow[mask], minlength=len(self.row)) > 0)[self.flow]
+        return np.logical_or.reduceat(mask, self.heads)[self.flow] if len(self) else mask
 
     def before(self, values: Array) -> NDArray[np.int64]:
         """

@@ -99,24 +99,20 @@ class TcpRules(InetRules):
         that are legal where they stand. Time stamps, which every segment of a connection has or none
         (RFC 7323 section 3.2), are added where most segments have them.
         """
-        mine = bits.live & (bits.protocols == TCP)
-        if not mine.any():
+        mine = np.flatnonzero(bits.live & (bits.protocols == TCP))
+        if not len(mine):
             return
         bits.complete("tcp", 160, mine)
-        i = np.flatnonzero(mine)
-        flows = Flows.sorted(i, bits.flow[i])
+        flows = Flows.sorted(mine, bits.flow[mine])
         flag_column = bits.spans["tcp.cwr"].start
-        flags = bits.number(flag_column, 8)[i]
+        flags = bits.number(flag_column, 8, mine)
         opens = flows.any_in_flow((flags & SYN > 0) & (flows.position < HANDSHAKE))
         first, second = _syns(flows, opens, flags)
         setup = flags & (ECE | CWR) | SYN  # RFC 3168 section 6.1.1
         flags = np.where(first, setup, np.where(second, setup | ACK, flags & ~SYN))
-        options, sizes = bits.options("tcp.opt")
-        options[i], sizes[i] = _legal_options(flows, opens, flags, options[i], sizes[i])
-        whole = np.zeros((3, len(mine)), np.int64)
-        whole[0, i], whole[1, i] = flags, 5 + sizes[i] // 4
-        bits.write_number(flag_column, 8, mine, whole[0])
-        bits.write("tcp.doff", mine, whole[1])
+        options, sizes = _legal_options(flows, opens, flags, *bits.options("tcp.opt", mine))
+        bits.write_number(flag_column, 8, mine, flags)
+        bits.write("tcp.doff", mine, 5 + sizes // 4)
         bits.write_options("tcp.opt", mine, options, sizes)
 
     def mend(self, draft: Draft, rng: np.random.Generator) -> None:
@@ -157,10 +153,10 @@ class Connections:
     full_mss   int64[n]      what fits into 1500 bytes
     payload    int64[n]      bytes of data
     seq, ack, flags, window, urgent, reserved  int64[n]
-    options    uint8[n, 40]
-    readable   uint8[n, 40]  the options as they were, what cannot be read mended or blanked
+    options    uint8[n, w]   w: the most bytes of options that a segment has, at least 4
+    readable   uint8[n, w]   the options as they were, what cannot be read mended or blanked
     sizes      int64[n]      bytes of options
-    kinds      uint8[n, 40]  see `options.walk`
+    kinds      uint8[n, w]   see `options.walk`
     """
 
     draft: Draft
@@ -181,6 +177,7 @@ class Connections:
     readable: Array
     sizes: Array
     kinds: Array
+    _flagged: dict[int, Array] = attrs.field(factory=dict, init=False)
     _found: dict[str, Array] = attrs.field(factory=dict, init=False)
 
     @classmethod
@@ -224,7 +221,8 @@ class Connections:
         if len(i) and rule not in self.draft.off:
             setattr(self, name, values)
             if name == "flags":
-                self._found = {}
+                self._flagged.clear()
+                self._found.pop("scales", None)
             if name == "payload":
                 self.draft.cut(rule, self.flows.packets[i], values[i])
             else:
@@ -238,15 +236,17 @@ class Connections:
         if len(i) and rule not in self.draft.off:
             self.options = options
             self.kinds = self.kinds.copy()
-            self._found = {}
+            self._found.clear()
             self.kinds[i] = walk(options[i], self.sizes[i], _WELL_FORMED)[1]
             self.draft.put_options(rule, "tcp", self.flows.packets[i], options[i])
 
     def has(self, flag: int) -> NDArray[np.bool_]:
         """
-        bool[n]: the flag is set.
+        bool[n]: the flag is set, any one of several.
         """
-        return self.flags & flag > 0
+        if flag not in self._flagged:  # until the flags are replaced
+            self._flagged[flag] = self.flags & flag > 0
+        return self._flagged[flag]
 
     @property
     def consumed(self) -> NDArray[np.int64]:
@@ -276,7 +276,7 @@ class Connections:
 
     def _once(self, what: str, work: Callable[[], Array]) -> Array:
         """
-        Return what this work finds in flags and options, and remember it until those are replaced.
+        Return what this work finds in the options, and remember it until they are replaced.
         """
         if what not in self._found:
             self._found[what] = work()
@@ -287,7 +287,7 @@ class Connections:
         int64[n]: the four bytes at this byte of the options, 0 where `at` is -1.
         """
         i = np.flatnonzero(at >= 0)
-        columns = np.minimum(at[i, None] + np.arange(4), 39)
+        columns = np.minimum(at[i, None] + np.arange(4), self.options.shape[1] - 1)
         numbers = np.zeros(len(at), np.int64)
         numbers[i] = self.options[i[:, None], columns] @ (256 ** np.arange(4)[::-1])
         return numbers
@@ -374,32 +374,30 @@ def _syns(flows: Flows, opens: Array, flags: Array) -> tuple[Array, Array]:
 
 def _misplaced(flows: Flows, opens: Array, flags: Array, kinds: Array) -> NDArray[np.bool_]:
     """
-    Return bool[n, 40]: where an option begins that has no business there: the second of its kind; in the handshake but
+    Return bool[n, w]: where an option begins that has no business there: the second of its kind; in the handshake but
     not with SYN; used although both SYNs did not agree on it.
     """
     misplaced = np.zeros(kinds.shape, bool)
-    rows, columns = np.divmod(np.flatnonzero(_OURS[kinds]), kinds.shape[1])
+    rows, columns = np.nonzero(_OURS[kinds])
     kind = kinds[rows, columns].astype(np.int64)
-    key, here = rows << 4 | kind, np.arange(len(rows))
-    first_of_kind = np.zeros(len(kinds) << 4, np.int64)
-    first_of_kind[key[::-1]] = here[::-1]
-    wrong = first_of_kind[key] != here
+    wrong = np.ones(len(rows), bool)
+    wrong[np.unique(rows << 4 | kind, return_index=True)[1]] = False  # the first of its kind
 
-    syn = flags & SYN > 0
-    first, second = opens & (flows.position == 0), opens & (flows.position == 1)
+    flow, position, opens, syn = flows.flow[rows], flows.position[rows], opens[rows], flags[rows] & SYN > 0
+    first, second = opens & (position == 0), opens & (position == 1)
 
     def offered(which: int, by: Array) -> Array:
-        has = np.zeros(len(kinds), bool)
-        has[rows[kind == which]] = True
-        return flows.any_in_flow(by & has)
+        offers = np.zeros(len(flows.row), bool)
+        offers[flow[by & (kind == which)]] = True
+        return offers[flow]
 
     def agreed(which: int) -> Array:
         return offered(which, first) & offered(which, second)
 
-    wrong |= _WITH_SYN_ONLY[kind] & ~syn[rows]
-    wrong |= (kind == WINDOW_SCALE) & (second & ~offered(WINDOW_SCALE, first))[rows]
-    wrong |= (kind == SACK) & (syn | opens & ~agreed(SACK_PERMITTED))[rows]
-    wrong |= (kind == TIMESTAMPS) & (opens & ~first & ~agreed(TIMESTAMPS))[rows]
+    wrong |= _WITH_SYN_ONLY[kind] & ~syn
+    wrong |= (kind == WINDOW_SCALE) & second & ~offered(WINDOW_SCALE, first)
+    wrong |= (kind == SACK) & (syn | opens & ~agreed(SACK_PERMITTED))
+    wrong |= (kind == TIMESTAMPS) & opens & ~first & ~agreed(TIMESTAMPS)
     misplaced[rows[wrong], columns[wrong]] = True
     return misplaced
 
@@ -423,8 +421,8 @@ def _legal_options(
     used = np.where(flows.any_in_flow(later), most, flows.any_in_flow(second & stamped) | ~opens)
     agreed = np.where(used[:, None], NOP, kinds)  # to be added where they are missing
     unwanted = _misplaced(flows, opens, flags, np.where(kinds == TIMESTAMPS, agreed, kinds))
-    kept = np.where(used | first, stamp, 40)[:, None]  # the first of its kind, or none
-    unwanted |= (kinds == TIMESTAMPS) & (np.arange(40) != kept)
+    kept = np.where(used | first, stamp, -1)[:, None]  # the first of its kind, or none
+    unwanted |= (kinds == TIMESTAMPS) & (np.arange(kinds.shape[1]) != kept)
     changed = options != before
     i = np.flatnonzero(any_of_row(changed | unwanted))
     gone = changed[i] & (options[i] <= NOP) | extent(options[i], kinds[i], unwanted[i])
@@ -433,8 +431,9 @@ def _legal_options(
     lacking = np.flatnonzero(used & ~stamped & ~reset & (opens | flows.any_in_flow(later)))
     options, sizes = append(options, sizes, lacking, _TIMESTAMPS_OPTION, _LEGAL_OPTIONS)
     surplus = idle(options, sizes, _LEGAL_OPTIONS)
-    i = np.flatnonzero(any_of_row(surplus))
-    options[i], sizes[i] = squeeze(options[i], sizes[i], surplus[i])
+    if surplus.any():
+        i = np.flatnonzero(any_of_row(surplus))
+        options[i], sizes[i] = squeeze(options[i], sizes[i], surplus[i])
     return options, sizes
 
 
@@ -452,8 +451,9 @@ def _mend(c: Connections, keep: bool) -> None:
     c.put("tcp.mss", "payload", np.minimum(c.payload, c.largest_payload()))
     c.put("tcp.window", "payload", _within_window(c))
     c.put("tcp.after-fin", "flags", np.where(c.has(FIN) & ~_last_fin(c), c.flags & ~FIN, c.flags))
-    c.put("tcp.urgent", "flags", np.where(_urgent(c), c.flags, c.flags & ~URG))
-    c.put("tcp.urgent", "urgent", np.where(_urgent(c), c.urgent, 0))
+    urgent = _urgent(c)
+    c.put("tcp.urgent", "flags", np.where(urgent, c.flags, c.flags & ~URG))
+    c.put("tcp.urgent", "urgent", np.where(urgent, c.urgent, 0))
     _number(c, keep)
     c.put_options("tcp.timestamps", _stamped(c))
     bad = _bad_sack(c)
@@ -478,7 +478,7 @@ def _open_and_reset(c: Connections) -> None:
         for side in c.sides:
             own, other = c.flows.final(side & ~c.has(RST)), c.flows.final(~side & ~c.has(RST))
             in_flight = (c.times[other] <= c.times + _IN_FLIGHT_NS) & ~(c.opens & (position < HANDSHAKE))
-            reset &= ~side | (own < here) & ((other < here) | in_flight)
+            reset = reset & (~side | (own < here) & ((other < here) | in_flight))
         c.put("tcp.after-rst", "flags", np.where(reset, c.flags, c.flags & ~RST))
     first, second = _syns(c.flows, c.opens, c.flags)
     flags = np.where(first | second, c.flags | SYN, c.flags & ~SYN)
@@ -555,23 +555,22 @@ def _urgent(c: Connections) -> NDArray[np.bool_]:
 
 def _bases(c: Connections) -> tuple[Array, Array]:
     """
-    Return ``(initiator, responder)``, int64[n]: the first sequence number of each side. One that sends nothing here has
-    what the other side acknowledges first.
+    Return ``(own, other)``, int64[n]: the first sequence number of the sender and of the other side. One that sends
+    nothing here has what the other side acknowledges first.
     """
     bases = []
-    for side in (c.forth, ~c.forth):
+    for side in c.sides:
         acknowledged = c.flows.initial(c.ack, ~side & c.has(ACK))
         bases.append(c.flows.initial(c.seq, side, acknowledged))
-    return bases[0], bases[1]
+    return c.own(*bases), c.own(*bases[::-1])
 
 
-def _offsets(c: Connections) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _offsets(c: Connections, own_base: Array) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """
     Return ``(offset, own, other)``, int64[n]: where each segment begins in the sequence space of its sender, counted
-    from its first number, and how far its sender and the other side have got before it.
+    from its first number `own_base`, and how far its sender and the other side have got before it.
     """
-    forth, back = _bases(c)
-    offset = _signed(c.seq - c.own(forth, back))
+    offset = _signed(c.seq - own_base)
     reached = []
     for side in c.sides:
         before = c.flows.last(side)
@@ -587,11 +586,10 @@ def _number(c: Connections, keep: bool) -> None:
     An acknowledgment that is late (of something the other side has sent, but not its last) is kept, as real ones cross
     with data; where it would overrun the window the connection acknowledges at once.
     """
-    forth_base, back_base = _bases(c)
-    own_base, other_base = c.own(forth_base, back_base), c.own(back_base, forth_base)
+    own_base, other_base = _bases(c)
     c.put("tcp.sequence", "seq", (own_base + _sequence(c, _signed(c.seq - own_base), keep)) % _WRAP)
 
-    offset, _, sent = _offsets(c)
+    offset, _, sent = _offsets(c, own_base)
     acknowledges = c.has(ACK)
     late = _signed(c.ack - other_base)
     late = np.where((late <= sent) & (late >= np.where(c.opens, 1, -_LATE_ACK)), late, sent)
@@ -623,10 +621,9 @@ def _sequence(c: Connections, offset: Array, keep: bool) -> NDArray[np.int64]:
     """
     flows, consumed, lowest = c.flows, c.consumed, np.where(c.opens, 1, 0)
     kept = keep & ~c.has(SYN | RST) & (offset >= lowest)
-    window = (_MAX_WINDOW << np.maximum(c.scales(), 0)) - 2
-    while True:  # each round lets go of those that do not fit to what the others make of the sequence space
-        begin = np.zeros(len(offset), np.int64)
-        wrong = np.zeros(len(offset), bool)
+    window = (_MAX_WINDOW << np.maximum(c.scales(), 0)) - 2 if keep else 0
+    while kept.any():  # each round lets go of those that do not fit to what the others make of the sequence space
+        begin, wrong = np.zeros_like(offset), np.zeros(len(offset), bool)
         for side in c.sides:
             # The furthest after each segment is max(what was before + its length, or if kept: its own end).
             added = np.where(side & ~kept, consumed, 0)
@@ -643,6 +640,8 @@ def _sequence(c: Connections, offset: Array, keep: bool) -> NDArray[np.int64]:
         if not wrong.any():
             break
         kept &= ~wrong
+    else:
+        begin = c.own(*(flows.before(np.where(side, consumed, 0)) for side in c.sides))
     return np.where(c.has(RST) & (offset >= lowest) & (offset <= begin), offset, begin)
 
 
@@ -711,8 +710,8 @@ def _bad_sack(c: Connections) -> NDArray[np.bool_]:
     if (at < 0).all():
         return bad
     blocks = np.where(at >= 0, (np.take_along_axis(c.options, at[:, None] + 1, 1)[:, 0] - 2) // 8, 0)
-    bases, sent = _bases(c), _offsets(c)[2]
-    other_base = c.own(*bases[::-1])
+    own_base, other_base = _bases(c)
+    sent = _offsets(c, own_base)[2]
     for k in range(4):
         here = np.where(k < blocks, at + 2 + 8 * k, -1)
         left, right = c.number(here), c.number(np.where(here >= 0, here + 4, -1))
@@ -730,15 +729,15 @@ def _faults(c: Connections, keep: bool) -> dict[str, Array]:
     """
     syn, fin, rst, acks = c.has(SYN), c.has(FIN), c.has(RST), c.has(ACK)
     position = c.flows.position
-    bases = _bases(c)
-    offset, own_end, other_end = _offsets(c)
+    own_base, other_base = _bases(c)
+    offset, own_end, other_end = _offsets(c, own_base)
     own_seen = c.own(*(c.flows.last(side) for side in c.sides)) >= 0
     other_seen = c.own(*(c.flows.last(side) for side in c.sides[::-1])) >= 0
     fins = c.own(*(c.flows.before(fin & side) for side in c.sides))
     reset = [c.flows.last(rst & side) for side in c.sides]
     own_reset, other_reset = c.own(*reset), c.own(*reset[::-1])
     after_reset = (own_reset >= 0) | (other_reset >= 0) & (c.times > c.times[other_reset] + _IN_FLIGHT_NS)
-    acknowledged = np.where(acks, _signed(c.ack - c.own(*bases[::-1])), 0)
+    acknowledged = np.where(acks, _signed(c.ack - other_base), 0)
     before = c.own(*(c.flows.last(acks & side) for side in c.sides))
     highest = c.own(*(c.flows.running_max(acknowledged, acks & side) for side in c.sides))
     taken_back = (before >= 0) & (acknowledged < highest[before])

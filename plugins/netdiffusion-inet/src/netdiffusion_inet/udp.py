@@ -33,7 +33,7 @@ class UdpRules(InetRules):
         """
         Give every packet of a UDP flow a whole UDP header.
         """
-        bits.complete("udp", 64, bits.live & (bits.protocols == UDP))
+        bits.complete("udp", 64, np.flatnonzero(bits.live & (bits.protocols == UDP)))
 
     def mend(self, draft: Draft, rng: np.random.Generator) -> None:
         """
