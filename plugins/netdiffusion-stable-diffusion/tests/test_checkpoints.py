@@ -237,7 +237,7 @@ class TestFamilies:
         backend.save(tmp_path)
         base, prompts = backend.checkpoint, ["pixelated network data, type-long", "pixelated network data, type-short"]
         noise = torch.randn(2, *base.codec.latent_shape(64), generator=torch.Generator().manual_seed(1))
-        edges = np.random.default_rng(0).integers(0, 2, (2, 64, base.codec.columns)).astype(np.float16)
+        edges = np.random.default_rng(0).integers(0, 2, (2, 64, base.codec.columns), np.uint8) * 255
         ours = denoise(base, noise, prompts, base.steer(edges), steps=3, guidance=2.0, control_scale=0.7)
 
         monkeypatch.setattr(DiagonalGaussianDistribution, "sample", DiagonalGaussianDistribution.mode)

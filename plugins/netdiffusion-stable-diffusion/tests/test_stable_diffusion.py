@@ -78,7 +78,9 @@ def packet_base(tmp_path_factory, layout):
     unet.save_pretrained(folder / "unet")
     PacketAutoencoder(columns=layout.width, latent_channels=16, hidden=32).save_pretrained(folder / "vae")
     DDIMScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
-    control = ControlNetModel.from_unet(unet, conditioning_channels=16, conditioning_embedding_out_channels=(16,))
+    control = ControlNetModel.from_unet(
+        unet, conditioning_channels=layout.width, conditioning_embedding_out_channels=(16,)
+    )
     control.save_pretrained(folder / "controlnet")
     write_text_model(folder, 16)
     (folder / "layout.json").write_text(json.dumps(checkpoint.layout_record(layout)))
@@ -341,6 +343,18 @@ def test_canny_marks_edges_only():
     assert edges.shape == rows.shape
     assert edges[5:15, 48:53].any()
     assert not edges[5:15, 5:40].any()
+
+
+def test_edges_tell_each_bit_from_its_neighbours(packet_base, layout):
+    """
+    A bit that differs from both neighbours has an edge on either side, and nothing else has.
+    """
+    codec = checkpoint.load(str(packet_base), layout).codec
+    for column in range(1, layout.width - 1):
+        rows = np.zeros((8, layout.width), np.int8)
+        rows[3:6, column] = 1
+        assert np.flatnonzero(codec.edges(rows)[4]).tolist() == [column - 1, column]
+    assert not codec.edges(np.zeros((8, layout.width), np.int8))[1:-1, 1:-1].any()
 
 
 def test_registration_imports_no_torch():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,12 +27,22 @@ from netdiffusion_core.model import Encoded, Layout, SampleRequest
 
 from . import checkpoint as checkpoints
 from .checkpoint import EMBEDDED, Precision
-from .control import Exemplars, Start, Structure, edge_rows, learn_exemplars, learn_structure, own_edges, starts
+from .control import (
+    Exemplars,
+    Start,
+    Structure,
+    count_starts,
+    edge_rows,
+    learn_exemplars,
+    learn_structure,
+    own_edges,
+    starts,
+)
 from .diffusion import LENGTHS, denoise, heights, prompt
 from .family import Family
 from .fine_tuning import fine_tune
 
-FORMAT = 2
+FORMAT = 3
 STRUCTURE_ARRAYS = ("edges", "origin", "target", "chance")
 TRAINED_OPTIONS = (
     "base",
@@ -114,10 +123,8 @@ class StableDiffusion(Backend):
 
         # What is learned of a class besides the weights: how long its flows are and where its edges lie.
         begin = starts(data, base.codec, longest)
-        self.starts, self.structure = {}, None
-        for start, count in sorted(Counter(begin).items()):
-            self.starts.setdefault(start[0], {})[start] = count
-        own: Callable[[NDArray[np.int64], int], NDArray[np.float16]] | None = None
+        self.starts, self.structure = count_starts(begin), None
+        own: Callable[[NDArray[np.int64], int], NDArray[np.uint8]] | None = None
         if options.control != "none":
             edges = edge_rows(data, base.codec, longest, context)
             if options.control == "class":
@@ -323,7 +330,7 @@ def _load_structure(
         start = {name: len(arrays["edges"]) + i for i, name in enumerate(names)}
         return Structure(**{name: arrays[name] for name in STRUCTURE_ARRAYS}, start=start)
     labels = list(begin)
-    images: dict[str, dict[int, NDArray[np.float16]]] = {}
+    images: dict[str, dict[int, NDArray[np.uint8]]] = {}
     for name, stored in arrays.items():
         label, height = name.split("/")
         images.setdefault(labels[int(label)], {})[int(height)] = stored
@@ -339,7 +346,7 @@ def _is_whole(structure: Structure | Exemplars | None, begin: dict[str, dict[Sta
         origin, target, chance = structure.origin, structure.target, structure.chance
         return bool(
             structure.edges.shape == (states, edge_features)
-            and np.isfinite(structure.edges).all()
+            and structure.edges.dtype == np.uint8
             and origin.shape == target.shape == chance.shape
             and np.array_equal(origin, np.sort(origin))
             and np.array_equal(np.unique(origin), np.arange(1, known))  # all but the flow's end lead on
@@ -350,7 +357,7 @@ def _is_whole(structure: Structure | Exemplars | None, begin: dict[str, dict[Sta
         return all(
             len(maps := structure.images.get(label, {}).get(height, np.empty(0))) > 0
             and maps.shape[1:] == (height, edge_features)
-            and np.isfinite(maps).all()
+            and maps.dtype == np.uint8
             for found in begin.values()
             for label, height, _ in found
         )

@@ -7,6 +7,7 @@ Control images: the structure that steers a flow.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,16 +45,26 @@ def starts(data: Encoded, codec: Codec, longest: int) -> list[Start]:
     return list(zip(data.labels.tolist(), height, services(data), strict=True))
 
 
-def edge_rows(data: Encoded, codec: Codec, longest: int, context: Context) -> NDArray[np.float16]:
+def count_starts(begin: Sequence[Start]) -> dict[str, dict[Start, int]]:
     """
-    Return each packet's row of its flow's Canny map: float16[packets, features], 0 beyond the longest height.
+    Count of each class how its flows begin.
     """
-    edges: NDArray[np.float16] | None = None
+    counted: dict[str, dict[Start, int]] = {}
+    for start, count in sorted(Counter(begin).items()):
+        counted.setdefault(start[0], {})[start] = count
+    return counted
+
+
+def edge_rows(data: Encoded, codec: Codec, longest: int, context: Context) -> NDArray[np.uint8]:
+    """
+    Return each packet's row of its flow's Canny map: uint8[packets, features], 0 beyond the longest height.
+    """
+    edges: NDArray[np.uint8] | None = None
     with context.progress("draw control maps", len(data)) as advance:
         for start, flow in ((data.starts[i], data.flow(i)[:longest]) for i in range(len(data))):
             rows = codec.edges(flow)
             if edges is None:
-                edges = np.zeros((len(data.rows), rows.shape[1]), np.float16)
+                edges = np.zeros((len(data.rows), rows.shape[1]), np.uint8)
             edges[start : start + len(rows)] = rows
             advance()
     assert edges is not None  # there is no training set without a flow
@@ -94,22 +105,22 @@ class Structure:
     A state stands for the last two kinds, and is drawn as the mean row of Canny maps where these kinds meet. State 0 is
     the flow's end; behind the states with edges there is one for each start.
 
-    edges    float16[states, features]
+    edges    uint8[states, features]
     origin   int32[steps]    a step leads from this state, sorted
     target   int32[steps]    to this one
     chance   float64[steps]  in that share of cases
     start    state of each start
     """
 
-    edges: NDArray[np.float16]
+    edges: NDArray[np.uint8]
     origin: NDArray[np.int32]
     target: NDArray[np.int32]
     chance: NDArray[np.float64]
     start: dict[Start, int]
 
-    def draw(self, begin: Sequence[Start], height: int, rngs: Sequence[np.random.Generator]) -> NDArray[np.float16]:
+    def draw(self, begin: Sequence[Start], height: int, rngs: Sequence[np.random.Generator]) -> NDArray[np.uint8]:
         """
-        Return new Canny maps of this height, float16[flows, height, features], one for each start and random stream.
+        Return new Canny maps of this height, uint8[flows, height, features], one for each start and random stream.
 
         A flow does not end in the first half of its height, where a lower one would have been drawn, unless nothing
         else was ever seen to follow.
@@ -135,7 +146,7 @@ class Structure:
 
     def own(
         self, state_of: NDArray[np.int64], data: Encoded, flows: NDArray[np.int64], height: int
-    ) -> NDArray[np.float16]:
+    ) -> NDArray[np.uint8]:
         """
         Return the maps that `draw` would if it drew just the states of these flows.
         """
@@ -144,7 +155,7 @@ class Structure:
 
 
 def learn_structure(
-    data: Encoded, edges: NDArray[np.float16], codec: Codec, longest: int
+    data: Encoded, edges: NDArray[np.uint8], codec: Codec, longest: int
 ) -> tuple[Structure, NDArray[np.int64]]:
     """
     Learn each class's chain. Also return each packet's state, END beyond the longest height.
@@ -180,7 +191,7 @@ def learn_structure(
     state_of = np.full(len(data.rows), END)
     state_of[seen] = state
     structure = Structure(
-        edges=np.concatenate([np.zeros_like(means[:1]), means]).astype(np.float16),
+        edges=np.concatenate([np.zeros_like(means[:1]), means]).round().astype(np.uint8),
         origin=origin.astype(np.int32),
         target=target.astype(np.int32),
         chance=count / np.bincount(origin, count)[origin],
@@ -194,12 +205,12 @@ class Exemplars:
     """
     Canny maps of some training flows.
 
-    images  label -> height -> float16[choices, height, features]
+    images  label -> height -> uint8[choices, height, features]
     """
 
-    images: dict[str, dict[int, NDArray[np.float16]]]
+    images: dict[str, dict[int, NDArray[np.uint8]]]
 
-    def draw(self, begin: Sequence[Start], height: int, rngs: Sequence[np.random.Generator]) -> NDArray[np.float16]:
+    def draw(self, begin: Sequence[Start], height: int, rngs: Sequence[np.random.Generator]) -> NDArray[np.uint8]:
         """
         Return one map of the class and height of each start, cut to this height.
         """
@@ -207,7 +218,7 @@ class Exemplars:
         return np.stack([maps[rng.integers(len(maps)), :height] for maps, rng in zip(choices, rngs, strict=True)])
 
 
-def learn_exemplars(data: Encoded, edges: NDArray[np.float16], codec: Codec, longest: int) -> Exemplars:
+def learn_exemplars(data: Encoded, edges: NDArray[np.uint8], codec: Codec, longest: int) -> Exemplars:
     """
     Keep a few flows' Canny maps of each class and height.
     """
@@ -221,9 +232,9 @@ def learn_exemplars(data: Encoded, edges: NDArray[np.float16], codec: Codec, lon
     return Exemplars(images=images)
 
 
-def own_edges(data: Encoded, edges: NDArray[np.float16], flows: NDArray[np.int64], height: int) -> NDArray[np.float16]:
+def own_edges(data: Encoded, edges: NDArray[np.uint8], flows: NDArray[np.int64], height: int) -> NDArray[np.uint8]:
     """
-    Return these flows' own Canny maps: float16[flows, height, features].
+    Return these flows' own Canny maps: uint8[flows, height, features].
     """
     index = places(data, flows, height)
-    return np.where(index[..., None] >= 0, edges[index], np.float16(0))
+    return np.where(index[..., None] >= 0, edges[index], np.uint8(0))

@@ -98,7 +98,7 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def steer(self, edges: NDArray[np.float16]) -> Tensor:
+    def steer(self, edges: NDArray[np.uint8]) -> Tensor:
         """
         Turn Canny maps into the ControlNet's input.
         """

@@ -29,6 +29,12 @@ COLOURS = np.array([[0, 0, 255], [0, 255, 0], [255, 0, 0]], np.uint8)
 CANNY_GRID = 64
 """controlnet-aux resizes its input to multiples of this, so images are padded to it beforehand and stay exact."""
 
+CELL = 3
+"""
+Pixels that a bit is wide and high in the picture whose edges steer the embedded base: Canny's derivatives are three
+pixels wide, so in a picture of a pixel a bit they cannot tell which of two neighbours is the 1.
+"""
+
 
 def paint(rows: Rows) -> NDArray[np.uint8]:
     """
@@ -37,9 +43,9 @@ def paint(rows: Rows) -> NDArray[np.uint8]:
     return COLOURS[rows + 1]
 
 
-def canny(rows: Rows) -> NDArray[np.float32]:
+def canny(rows: Rows) -> NDArray[np.uint8]:
     """
-    Return the Canny edge map (packets, columns), 0 or 1, of one flow's image, by controlnet-aux.
+    Return the Canny edge map (packets, columns), 0 or 255, of one flow's image, by controlnet-aux.
     """
     with warnings.catch_warnings():  # of its other detectors' models, which are of no interest here
         warnings.simplefilter("ignore")
@@ -50,12 +56,12 @@ def canny(rows: Rows) -> NDArray[np.float32]:
     padded[:packets, :columns] = rows
     size = min(padded.shape)
     edges = CannyDetector()(paint(padded), detect_resolution=size, image_resolution=size)
-    return edges[:packets, :columns, 0].astype(np.float32) / 255
+    return np.asarray(edges[:packets, :columns, 0])
 
 
 class PacketCodec:
     """
-    The embedded base's codec: latents (n, channels, 1, packets), control images with a channel for each octet of a row.
+    The embedded base's codec: latents (n, channels, 1, packets), control images with a channel for each bit of a row.
     """
 
     shortest = 8
@@ -65,7 +71,7 @@ class PacketCodec:
         self.autoencoder, self.layout = autoencoder, layout
         self.spans = dict(layout.spans())
         self.latent_channels = autoencoder.config.latent_channels
-        self.control_channels = self.edge_features = -(-layout.width // 8)
+        self.control_channels = self.edge_features = layout.width
 
     def latent_shape(self, packets: int) -> tuple[int, int, int]:
         """
@@ -104,18 +110,18 @@ class PacketCodec:
             drawn[..., self.spans[TIME]] = uniform[..., self.spans[TIME]] < 0.5
         return torch.where((rows >= 0) & random, drawn, rows).cpu().numpy()
 
-    def edges(self, rows: Rows) -> NDArray[np.float32]:
+    def edges(self, rows: Rows) -> NDArray[np.uint8]:
         """
-        Return one flow's Canny map, averaged over octets: float32[packets, octets].
+        Return one flow's Canny map, averaged over the pixels of each bit: uint8[packets, columns].
         """
-        edges = canny(rows)
-        return np.pad(edges, ((0, 0), (0, -edges.shape[1] % 8))).reshape(len(rows), -1, 8).mean(-1)
+        edges = canny(rows.repeat(CELL, 0).repeat(CELL, 1))
+        return edges.reshape(len(rows), CELL, -1, CELL).mean((1, 3)).astype(np.uint8)
 
     def steer(self, edges: NDArray[Any]) -> NDArray[Any]:
         """
-        Turn edges (n, packets, octets) into control images (n, octets, 1, packets).
+        Turn edges (n, packets, columns) into control images (n, columns, 1, packets) from 0 to 1.
         """
-        return edges.transpose(0, 2, 1)[:, :, None]
+        return edges.transpose(0, 2, 1)[:, :, None] / np.float32(255)
 
 
 class ColourCodec:
@@ -169,14 +175,14 @@ class ColourCodec:
         nearest = torch.einsum("nchw,kc->nkhw", pixels, colours).argmax(1)
         return (nearest[..., : self.layout.width] - 1).to(torch.int8).cpu().numpy()
 
-    def edges(self, rows: Rows) -> NDArray[np.float32]:
+    def edges(self, rows: Rows) -> NDArray[np.uint8]:
         """
-        Return one flow's Canny map: float32[packets, columns].
+        Return one flow's Canny map: uint8[packets, columns].
         """
         return np.pad(canny(rows), ((0, 0), (0, self.columns - rows.shape[1])))
 
     def steer(self, edges: NDArray[Any]) -> NDArray[Any]:
         """
-        Turn edges (n, packets, columns) into control images (n, 3, packets, columns).
+        Turn edges (n, packets, columns) into control images (n, 3, packets, columns) from 0 to 1.
         """
-        return np.repeat(edges[:, None], 3, 1)
+        return np.repeat(edges[:, None], 3, 1) / np.float32(255)

@@ -113,7 +113,7 @@ class Checkpoint(Family):
         velocity = self.scheduler.config.prediction_type == "v_prediction"
         return noisy, times, self.scheduler.get_velocity(latents, noise, times) if velocity else noise
 
-    def steer(self, edges: NDArray[np.float16]) -> Tensor:
+    def steer(self, edges: NDArray[np.uint8]) -> Tensor:
         """
         Return the codec's control image; a picture's values lie between 0 and 1.
         """

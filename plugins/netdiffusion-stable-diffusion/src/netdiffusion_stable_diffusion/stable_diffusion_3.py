@@ -171,7 +171,7 @@ class Checkpoint3(Family):
         sigma = sigma[:, None, None, None]
         return (1 - sigma) * latents + sigma * noise, times, noise - latents
 
-    def steer(self, edges: NDArray[np.float16]) -> Tensor:
+    def steer(self, edges: NDArray[np.uint8]) -> Tensor:
         """
         Return the latents of the Canny maps' pictures. ControlNets that ignore the pooled prompt were trained on
         latents that are scaled but not shifted.

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
 
     from netdiffusion_core.model import Encoded
 
+    from .checkpoint import Checkpoint
+    from .control import Structure
     from .images import PacketCodec
+
+SCORED_FLOWS = 8
+"""Of each class, when samples are scored."""
 
 
 def train_base(
@@ -30,6 +37,7 @@ def train_base(
     autoencoder_steps: Annotated[int, typer.Option(help="Steps of 512 packets.")] = 4000,
     unet_steps: Annotated[int, typer.Option(help="Steps of 2,048 packets.")] = 4000,
     longest: Annotated[int, typer.Option(help="Longest flow seen, in packets; longer ones are cut.")] = 1024,
+    score_every: Annotated[int, typer.Option(help="Steps between two scorings of samples; 0: none.")] = 1000,
     minutes_between_saves: Annotated[float, typer.Option(help="How often the training state is saved.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 1,
@@ -54,7 +62,7 @@ def train_base(
     }
     device = Accelerator().device
     train_autoencoder(encoded, output, log, autoencoder_steps, seed, device)
-    train_unet(encoded, output, log, unet_steps, longest, seed, device)
+    train_unet(encoded, output, log, unet_steps, longest, seed, device, score_every)
     print(f"The base stands in {output}.")  # noqa: T201
 
 
@@ -104,6 +112,14 @@ class Log:
             row = {"step": step, **{name: round(value, 4) for name, value in self.mean.items()}}
             self.record.setdefault(stage, []).append(row)
             print(stage, f"{step}/{steps}", row, time.strftime("%H:%M:%S"), flush=True)  # noqa: T201
+
+    def score(self, step: int, figures: dict[str, float]) -> None:
+        """
+        Print and record what samples are worth.
+        """
+        self.record.setdefault("scores", []).append({"step": step, **figures})
+        print("scores", step, figures, flush=True)  # noqa: T201
+        self.write()
 
     def due(self) -> bool:
         """
@@ -199,6 +215,16 @@ class Trainable:
                 self.optimizer.state[parameter] = {k: state[f"{k}/{name}"].to(parameter.device) for k in keys}
                 self.optimizer.state[parameter]["step"] = state[f"step/{name}"]
 
+    @contextmanager
+    def averages(self) -> Iterator[None]:
+        """
+        Put the moving averages in the place of the weights for a while.
+        """
+        self.ema.store(self.parameters.values())
+        self.ema.copy_to(self.parameters.values())
+        yield
+        self.ema.restore(self.parameters.values())
+
     def averaged(self) -> None:
         """
         Replace the weights by their moving averages, for good.
@@ -268,7 +294,14 @@ def field_errors(codec: PacketCodec, rows: torch.Tensor) -> dict[str, float]:
 
 
 def train_unet(
-    data: Encoded, output: Path, log: Log, steps: int, longest: int, seed: int, device: torch.device
+    data: Encoded,
+    output: Path,
+    log: Log,
+    steps: int,
+    longest: int,
+    seed: int,
+    device: torch.device,
+    score_every: int = 0,
 ) -> None:
     """
     Train U-Net, text encoder and ControlNet to denoise flows; one prompt in ten is empty, for classifier-free guidance.
@@ -322,10 +355,13 @@ def train_unet(
                 if steering == "exemplar"
                 else structure.own(state_of, data, flows, height)
             )
-            control = torch.tensor(codec.steer(maps), dtype=torch.float32, device=device)
+            control = torch.tensor(codec.steer(maps), device=device)
         loss = denoising_loss(base, latents, base.embed(prompts), control, generator)
         state.update(loss)
         log.step("unet", state.step, steps, {f"loss, control={steering}": loss.item()})
+        if score_every and state.step % score_every == 0:
+            with state.averages():
+                log.score(state.step, scores(base, data, structure, longest))
         if log.due():
             state.save()
             log.write()
@@ -348,3 +384,54 @@ def train_unet(
     controlnet.half().save_pretrained(output / "controlnet")
     unet.half().save_pretrained(output / "unet")
     log.finish("unet")
+
+
+def scores(base: Checkpoint, data: Encoded, structure: Structure, longest: int) -> dict[str, float]:
+    """
+    Return what the evaluators say of samples of the base as it is: figures to see it learn by, against flows that it is
+    learning from. No rule repairs them.
+    """
+    import numpy as np
+
+    from netdiffusion_core.context import Context
+    from netdiffusion_core.interfaces import RealTraffic
+    from netdiffusion_core.model import SampleRequest
+    from netdiffusion_core.plugins import Plugins
+
+    from .backend import Options, StableDiffusion
+    from .control import count_starts, starts
+
+    plugins, rng = Plugins.discover(), np.random.default_rng(0)
+    encoder = plugins.create("encoder", "nprint", {})
+    context = Context(encoder=encoder)
+    shuffled = rng.permutation(len(data))
+    place = np.zeros(len(data), np.int64)  # of each flow among those of its class
+    for label in np.unique(data.labels):
+        own = shuffled[data.labels[shuffled] == label]
+        place[own] = np.arange(len(own))
+    halves = [data.select(place // SCORED_FLOWS == half) for half in (0, 1)]
+    train, test = (encoder.decode(cut(half, longest), rng) for half in halves)
+
+    backend = StableDiffusion(Options())
+    backend.layout, backend.checkpoint, backend.structure = data.layout, base, structure
+    backend.starts = count_starts(starts(data, base.codec, longest))
+    request = SampleRequest(labels=tuple(halves[0].labels.tolist()), max_packets=longest, seed=0)
+    made = encoder.decode(backend.sample(request, context), rng)
+    found = {}
+    for name in plugins.names("evaluator"):
+        if name in ("fidelity", "timing", "utility"):
+            for score in plugins.create("evaluator", name).evaluate(RealTraffic(train=train, test=test), made, context):
+                found[score.name] = round(score.value, 4)
+    return found
+
+
+def cut(data: Encoded, longest: int) -> Encoded:
+    """
+    Return the first packets of each flow.
+    """
+    import attrs
+    import numpy as np
+
+    early = np.arange(len(data.rows)) - np.repeat(data.starts[:-1], data.lengths) < longest
+    starts = np.append(0, np.cumsum(np.minimum(data.lengths, longest)))
+    return attrs.evolve(data, rows=data.rows[early], starts=starts)
