@@ -88,7 +88,7 @@ def compare_rows(rule: str, before: Encoded, after: Encoded) -> list[Repair]:
     flow_of = before.flow_of
     for field, start, stop in _words(before):
         if changed_columns[stop] > changed_columns[start]:
-            bits = differs[:, start:stop] @ np.ones(stop - start, np.float32)  # no product is faster
+            bits = differs[:, start:stop] @ np.ones(stop - start, np.float32)  # integers have no fast product
             i = np.flatnonzero(bits)
             both = np.concatenate([encoded.rows[i, start:stop] for encoded in (before, after)])
             old, new = numbers(both).reshape(2, -1)

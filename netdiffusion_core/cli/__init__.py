@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None, installed: Plugins | None = Non
     words = list(sys.argv[1:] if arguments is None else arguments)
     wants_traceback = "--traceback" in words
     with contextlib.suppress(ValueError):  # not in the main thread
-        # So that a run that is told to stop removes its half-written folder.
+        # So that work that is told to stop removes what is half-written, and says what it has kept.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         found = installed or Plugins.discover()

@@ -105,7 +105,7 @@ class Structure:
     A state stands for the last two kinds, and is drawn as the mean row of Canny maps where these kinds meet. State 0 is
     the flow's end; behind the states with edges there is one for each start.
 
-    edges    uint8[states, features]
+    edges    uint8[states, features]  0 to 255, as Canny maps are
     origin   int32[steps]    a step leads from this state, sorted
     target   int32[steps]    to this one
     chance   float64[steps]  in that share of cases
