@@ -104,6 +104,15 @@ def squeeze(options: Array, sizes: Array, gone: Array) -> tuple[Array, Array]:
     return np.where(column < kept[:, None], options, END).astype(np.uint8), (kept + 3) // 4 * 4
 
 
+def padded(options: Array, sizes: Array, least: Array) -> tuple[Array, Array]:
+    """
+    Fill up to this many bytes of options, int64[n], with the end of the list (RFC 9293 section 3.1). Returns
+    ``(options, sizes)``.
+    """
+    sizes = np.maximum(sizes, least)
+    return np.pad(options, ((0, 0), (0, max(int(sizes.max(initial=0)) - options.shape[1], 0)))), sizes
+
+
 def idle(options: Array, sizes: Array, legal: Array) -> NDArray[np.bool_]:
     """
     Return bool[n, w]: NOPs that align nothing: of every four in a row all four, so that what follows stays aligned.

@@ -32,6 +32,7 @@ from .options import (
     extent,
     find,
     idle,
+    padded,
     squeeze,
     table,
     walk,
@@ -96,7 +97,8 @@ class TcpRules(InetRules):
     def settle(self, bits: Bits) -> None:
         """
         Give every packet of a TCP flow a whole TCP header, SYN where the connection opens and nowhere else, and options
-        that are legal where they stand. Time stamps, which every segment of a connection has or none
+        that are legal where they stand. A header that says that it is longer than what is there was cut by a snap
+        length: the rest is padding. Time stamps, which every segment of a connection has or none
         (RFC 7323 section 3.2), are added where most segments have them.
         """
         mine = np.flatnonzero(bits.live & (bits.protocols == TCP))
@@ -110,7 +112,8 @@ class TcpRules(InetRules):
         first, second = _syns(flows, opens, flags)
         setup = flags & (ECE | CWR) | SYN  # RFC 3168 section 6.1.1
         flags = np.where(first, setup, np.where(second, setup | ACK, flags & ~SYN))
-        options, sizes = _legal_options(flows, opens, flags, *bits.options("tcp.opt", mine))
+        whole = padded(*bits.options("tcp.opt", mine), 4 * (bits.values("tcp.doff", mine) - 5))
+        options, sizes = _legal_options(flows, opens, flags, *whole)
         bits.write_number(flag_column, 8, mine, flags)
         bits.write("tcp.doff", mine, 5 + sizes // 4)
         bits.write_options("tcp.opt", mine, options, sizes)
