@@ -1,13 +1,16 @@
 """
-Speed and memory of the capture layer and the nprint encoder, beside dpkt and scapy on the same file in the same run.
+Speed and memory of the capture layer and the nprint encoder, beside dpkt and scapy on the same file in the same run,
+and of the embedded model.
 
-Times are CPU seconds of one process with one thread, the best of several; start-up is not counted.
+Times are CPU seconds of one process with one thread, the best of several; start-up is not counted. The model may use
+all cores, and its times are those of the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import struct
 import subprocess
@@ -51,6 +54,31 @@ read = peak_mib()
 assemble(traffic)
 print(len(traffic), before, read, peak_mib())
 """
+MODEL = """
+import re, sys, time
+from pathlib import Path
+import attrs, numpy as np
+from netdiffusion_core.context import Context
+from netdiffusion_core.model import Encoded, SampleRequest
+from netdiffusion_nprint.encoder import NprintEncoder, Options
+from netdiffusion_core.capture import assemble, read_capture
+from netdiffusion_stable_diffusion.backend import Options as ModelOptions, StableDiffusion
+height, flows = int(sys.argv[2]), int(sys.argv[3])
+encoder = NprintEncoder(Options())
+rows = np.resize(encoder.encode(assemble(read_capture(Path(sys.argv[1])))).rows, (8 * height, encoder.layout.width))
+data = Encoded(rows=rows, starts=height * np.arange(9), labels=np.full(8, "x"), start_times=np.zeros(8, np.int64),
+               layout=encoder.layout)
+backend = StableDiffusion(ModelOptions(steps=0))
+backend.fit(data, Context(seed=0))
+backend.sample(SampleRequest(labels=("x",), max_packets=height, seed=1), Context(seed=1))
+start = time.perf_counter()
+made = backend.sample(SampleRequest(labels=("x",) * flows, max_packets=height, seed=0), Context(seed=0))
+seconds = time.perf_counter() - start
+peak_mib = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+print(seconds, len(made.rows), peak_mib)
+"""
+MODEL_WORK = ((64, 128), (1024, 8))
+"""Packets of a flow, and how many flows."""
 
 
 def main() -> None:
@@ -68,11 +96,12 @@ def main() -> None:
         speeds = dict(measure(capture, Path(folder), arguments.repeat))
         flow = one_flow(Path(folder), arguments.repeat)
         memory = peak_memory(Path(folder) / "large.pcap", arguments.gigabytes)
+    model = [model_speed(height, flows) for height, flows in MODEL_WORK]
     result = {"machine": machine(), "capture": str(arguments.capture or "the bundled sample, repeated"), **speeds}
     if arguments.json:
-        print(json.dumps(result | {"one flow": flow, "memory": memory}, indent=2))
+        print(json.dumps(result | {"one flow": flow, "memory": memory, "model": model}, indent=2))
     else:
-        show(result, flow, memory)
+        show(result, flow, memory, model)
 
 
 def sample(path: Path) -> Path:
@@ -227,6 +256,21 @@ def peak_memory(path: Path, gigabytes: float) -> dict[str, float]:
     }
 
 
+def model_speed(height: int, flows: int) -> dict[str, float]:
+    """
+    Sample flows of so many packets from the embedded base, in a process of its own.
+    """
+    command = [sys.executable, "-c", MODEL, str(SAMPLE / "https-page" / "train.pcap"), str(height), str(flows)]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    seconds, packets, peak = map(float, subprocess.check_output(command, text=True, env=environment).split())
+    return {
+        "height": height,
+        "flows_a_second": flows / seconds,
+        "packets_a_second": packets / seconds,
+        "peak_mib": peak,
+    }
+
+
 def machine() -> str:
     """
     Name the processor and the versions.
@@ -239,7 +283,9 @@ def machine() -> str:
     return f"{cpu}, {versions}, dpkt {dpkt.__version__}, scapy {scapy.VERSION}"
 
 
-def show(result: dict[str, Any], flow: dict[str, float], memory: dict[str, float]) -> None:
+def show(
+    result: dict[str, Any], flow: dict[str, float], memory: dict[str, float], model: list[dict[str, float]]
+) -> None:
     """
     Print a table for people.
     """
@@ -261,6 +307,11 @@ def show(result: dict[str, Any], flow: dict[str, float], memory: dict[str, float
         f"a peak of {memory['peak_mib_read']:.0f} MiB, and assembled with {memory['peak_mib_assembled']:.0f} MiB "
         f"(an empty process: {memory['start_mib']:.0f} MiB)"
     )
+    for row in model:
+        console.print(
+            f"embedded model: {row['flows_a_second']:.1f} flows of up to {row['height']:,.0f} packets a second "
+            f"({row['packets_a_second']:,.0f} packets), {os.cpu_count()} cores, peak {row['peak_mib']:.0f} MiB"
+        )
 
 
 if __name__ == "__main__":
