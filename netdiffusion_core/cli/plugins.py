@@ -26,7 +26,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def list_plugins(session: Session, kind: Kind = None, json: Json = False) -> None:
     """
-    List every component and the distribution it comes from; broken plugins with their reasons.
+    List every component and the distribution it comes from; broken plugins and names given twice, with the reasons.
 
     Example: netdiff plugins list --kind rules
     """
@@ -41,7 +41,8 @@ def list_plugins(session: Session, kind: Kind = None, json: Json = False) -> Non
         import attrs
 
         broken = [{**attrs.asdict(b.origin), "reason": b.reason} for b in session.plugins.broken]
-        print_json({"components": [_row(o) for o in offers], "broken": broken})
+        rows = [_row(o) for o in offers]
+        print_json({"components": rows, "broken": broken, "duplicates": list(session.plugins.duplicates)})
         return
     from rich.table import Table
 
@@ -55,6 +56,8 @@ def list_plugins(session: Session, kind: Kind = None, json: Json = False) -> Non
         session.terminal.say(
             "no plugins are installed; in a clone: make dev; else: pip install netdiffusion-nprint ..."
         )
+    for sentence in session.plugins.duplicates:
+        print(f"duplicate: {sentence}")
     for b in session.plugins.broken:
         print(f"broken: {b.origin.entry_point} ({b.origin}): {b.reason}")
 
