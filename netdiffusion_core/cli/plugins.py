@@ -1,9 +1,10 @@
 """
-netdiff plugins list | show
+netdiff plugins list | show | new
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ def add_commands(app: typer.Typer) -> None:
     """
     command(app, "list")(list_plugins)
     command(app, "show")(show_plugin)
+    command(app, "new")(new_plugin)
 
 
 def list_plugins(session: Session, kind: Kind = None, json: Json = False) -> None:
@@ -104,6 +106,29 @@ def show_plugin(
             print_table(table)
         else:
             print("no options")
+
+
+def new_plugin(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="What users will type, such as flow-label.", show_default=False)],
+    kind: Annotated[str, typer.Option("--kind", help=f"One of {', '.join(KINDS)}.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New folder to write, else ./netdiffusion-NAME.")
+    ] = None,
+) -> None:
+    """
+    Write a new plugin: a distribution that installs, passes the conformance kit and does something small to start from.
+
+    Example: netdiff plugins new flow-label --kind rules
+    """
+    from ..scaffold import write_plugin
+
+    folder = Path(f"netdiffusion-{name}") if output is None else output
+    for path in write_plugin(name, kind, folder, session.plugins):
+        print(path)
+    session.terminal.say(
+        f"next: cd {folder}; python -m pip install -e '.[testing]'; python -m pytest; netdiff plugins show {name}"
+    )
 
 
 def _row(offer: Offer) -> dict[str, Any]:
