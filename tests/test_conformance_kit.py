@@ -307,7 +307,7 @@ FAULTS = [
     ("backend", Pickles, "no_pickle_is_saved", "model.npy is no npy file"),
     ("backend", SavesAnUnknownFile, "no_pickle_is_saved", "model.pkl is none of .json, .npy, .safetensors, .toml"),
     ("backend", NeverLearnsTheSame, "fit_twice_gives_the_same_model", "a second fit with the same seed"),
-    ("backend", DependsOnTheBatch, "a_flow_depends_on_its_place_and_no_other_flow", "when one more"),
+    ("backend", DependsOnTheBatch, "a_flow_depends_on_its_place_and_no_other_flow", "among other flows"),
     ("backend", AnswersInOrderOfLabels, "the_request_is_answered", "was asked for"),
     ("backend", ForgetsItsLengths, "a_saved_model_samples_the_same", "the loaded model samples other flows"),
     ("backend", LoadsAnything, "a_damaged_folder_is_refused", "load of an empty folder raises nothing"),
@@ -331,7 +331,7 @@ FAULTS = [
     ("evaluator", HasAnotherName, "scores_are_well_formed", "must be named newplugin.<figure>"),
     ("evaluator", FloorOfAnotherScale, "real_against_real_is_at_its_floor", "and its floor is 1"),
     ("evaluator", CrashesWithoutFlows, "no_flows_and_missing_labels", "no flows raises IndexError"),
-    ("evaluator", DrawsItsScore, "the_seed_decides_what_is_drawn", "the same seed gave newplugin.packets ="),
+    ("evaluator", DrawsItsScore, "the_seed_decides_what_is_drawn", "the same seed gave newplugin.packets the value"),
 ]
 
 

@@ -4,7 +4,6 @@ What the checks of all four kinds share.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -176,17 +175,6 @@ def difference(one: Traffic | Encoded, other: Traffic | Encoded) -> str:
     """
     theirs = _contents(other)
     return ", ".join(name for name, content in _contents(one).items() if content != theirs[name])
-
-
-def json_able(document: Any) -> bool:
-    """
-    Tell whether a report can hold this.
-    """
-    try:
-        json.dumps(document)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _contents(data: Traffic | Encoded | FlowTable) -> dict[str, Any]:

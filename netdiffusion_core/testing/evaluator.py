@@ -4,16 +4,15 @@ What every evaluator must do.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import ClassVar
-
-import numpy as np
 
 from ..context import Context
 from ..errors import NetDiffusionError
 from ..interfaces import RealTraffic
 from ..model import Score, Traffic
-from .component import Conformance, json_able, unchanged
+from .component import Conformance, unchanged
 from .examples import damaged, example_traffic, no_packets
 
 
@@ -104,8 +103,9 @@ class EvaluatorConformance(Conformance):
         """
         one, again = self._good(), self._evaluate(self.synthetic())
         for a, b in zip(one, again, strict=True):
-            same = a.name == b.name and np.array_equal([a.value], [b.value], equal_nan=True)
-            assert same, f"the same seed gave {a.name} = {a.value} and then {b.name} = {b.value}"
+            for what in ("name", "value", "floor", "detail"):
+                old, new = (json.dumps(getattr(score, what)) for score in (a, b))  # NaN is no NaN's equal, its name is
+                assert old == new, f"the same seed gave {a.name} the {what} {old[:80]} and then {new[:80]}"
 
     def _good(self) -> list[Score]:
         """
@@ -130,7 +130,10 @@ class EvaluatorConformance(Conformance):
             )
             assert score.goal in ("minimize", "maximize", "none"), f"{score.name} has the goal {score.goal!r}"
             assert score.summary, f"{score.name} has no summary: what was measured?"
-            assert json_able(dict(score.detail)), f"the detail of {score.name} cannot be written as JSON"
+            try:
+                json.dumps(score.detail)
+            except (TypeError, ValueError) as error:
+                raise AssertionError(f"the detail of {score.name} cannot be written as JSON: {error}") from None
             if math.isnan(score.value):
                 assert score.detail.get("reason"), f'{score.name} is NaN, and detail["reason"] does not say why'
             for what, number in (("value", score.value), ("floor", score.floor)):
