@@ -54,11 +54,14 @@ logger = logging.getLogger("netdiffusion")
 class Origin:
     """
     Where a plugin comes from; `version` is empty for a file or an object.
+
+    file  where its module lies; empty for an object, and for a plugin that could not be imported
     """
 
     entry_point: str
     distribution: str
     version: str = ""
+    file: str = ""
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version}".strip()
@@ -119,17 +122,22 @@ class Plugins:
                 continue
             origin = _origin(entry)
             try:
-                offers += _register(manager, entry.load(), origin)
+                plugin = entry.load()
+                origin = attrs.evolve(origin, file=str(getattr(sys.modules.get(entry.module), "__file__", "")))
+                offers += _register(manager, plugin, origin)
             except (Exception, SystemExit) as error:
                 if strict:
                     raise
-                broken.append(Broken(origin=origin, reason=_reason(error)))
+                reason = _reason(error)
+                if isinstance(error, ModuleNotFoundError):
+                    reason += f"; install it with what it depends on: pip install {origin.distribution}"
+                broken.append(Broken(origin=origin, reason=reason))
         for name in sorted((allowed or set()) - {e.name for e in installed}):
             reason = "NETDIFFUSION_PLUGINS names it, but no installed distribution has an entry point of this name"
             broken.append(Broken(origin=Origin(entry_point=name, distribution="not installed"), reason=reason))
         for file in files:
             try:
-                origin = Origin(entry_point=file.stem, distribution=str(file))
+                origin = Origin(entry_point=file.stem, distribution=str(file), file=str(file.absolute()))
                 offers += _register(manager, _import_file(file), origin)
             except (Exception, SystemExit) as error:
                 raise PluginError(f"the plugin file {file} cannot be used: {_reason(error)}") from error
@@ -166,6 +174,16 @@ class Plugins:
         """
         return tuple(dict.fromkeys(s.name for s in self.specs(kind)))
 
+    @property
+    def duplicates(self) -> tuple[str, ...]:
+        """
+        One sentence a name that several plugins offer: nobody can use it.
+        """
+        of_name: dict[tuple[str, str], list[Offer]] = {}
+        for offer in self.offers:
+            of_name.setdefault((offer.kind, offer.spec.name), []).append(offer)
+        return tuple(_offered_twice(found) for _, found in sorted(of_name.items()) if len(found) > 1)
+
     def offer(self, kind: str, name: str) -> Offer:
         """
         Return the one offer of this kind and name.
@@ -176,11 +194,7 @@ class Plugins:
         if len(found) == 1:
             return found[0]
         if found:
-            entries = " and ".join(f"{o.origin} (entry point {o.origin.entry_point!r})" for o in found)
-            raise PluginError(
-                f"{_title(kind)} {name!r} is offered more than once: by {entries}. "
-                "Uninstall one, or name its entry point in NETDIFFUSION_DISABLE_PLUGINS."
-            )
+            raise PluginError(_offered_twice(found))
         home = HOMES.get(name)
         for broken in self.broken:
             if broken.origin.distribution == home or broken.origin.entry_point == name:
@@ -372,6 +386,15 @@ def _origin(entry: EntryPoint) -> Origin:
     return Origin(entry_point=entry.name, distribution=entry.dist.name, version=entry.dist.version)
 
 
+def _offered_twice(found: Sequence[Offer]) -> str:
+    kind, name = found[0].kind, found[0].spec.name
+    entries = " and ".join(f"{o.origin} (entry point {o.origin.entry_point!r})" for o in found)
+    return (
+        f"{kind[0].upper() + kind[1:]} {name!r} is offered more than once: by {entries}. "
+        "Uninstall one, or name its entry point in NETDIFFUSION_DISABLE_PLUGINS."
+    )
+
+
 def _import_file(file: Path) -> Any:
     if not file.is_file():
         raise ConfigError("there is no such file")
@@ -398,7 +421,3 @@ def _reason(error: BaseException) -> str:
 
 def _names(text: str) -> set[str]:
     return {name.strip() for name in text.split(",") if name.strip()}
-
-
-def _title(kind: str) -> str:
-    return kind[0].upper() + kind[1:]

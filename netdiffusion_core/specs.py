@@ -7,6 +7,7 @@ So `netdiff --help` and `netdiff plugins list` know every component and import n
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -24,6 +25,10 @@ def _matches(pattern: re.Pattern[str], example: str) -> Any:
             raise ValueError(f"{type(instance).__name__}.{attribute.name} is {value!r}; write it like {example!r}")
 
     return check
+
+
+def _names(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
 
 
 @attrs.frozen(kw_only=True)
@@ -68,8 +73,8 @@ class RuleSetSpec(Spec):
     conflicts  rule sets that must not be active beside this one
     """
 
-    requires: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    conflicts: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    requires: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    conflicts: tuple[str, ...] = attrs.field(default=(), converter=_names)
 
 
 @attrs.frozen(kw_only=True)

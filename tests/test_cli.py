@@ -292,6 +292,11 @@ def test_plugins_list_and_show(netdiff: Netdiff, toy: Plugins) -> None:
     rules = json.loads(netdiff("plugins", "list", "--kind", "rules", "--json", plugins=plugins).out)
     assert [(c["name"], c["requires"]) for c in rules["components"]] == [("toy-ip", []), ("toy-ttl", ["toy-ip"])]
     assert rules["broken"][0]["reason"] == "ImportError: no luck"
+    assert {c["entry_point"] for c in rules["components"]} == {"toy_plugin"}
+    assert all(Path(c["file"]).name == "toy_plugin.py" and c["version"] == "" for c in rules["components"])
+    assert rules["duplicates"] == []
+    twice = netdiff("plugins", "list", plugins=attrs.evolve(toy, offers=toy.offers + toy.offers[:1])).out
+    assert twice.splitlines()[-1].startswith("duplicate: Encoder 'toy' is offered more than once: by ")
     shown = netdiff("plugins", "show", "toy-model").out
     assert "spread  a number        4.0      standard deviation of the TTL" in shown
     assert "calm or wild" in shown

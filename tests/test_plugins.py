@@ -31,7 +31,8 @@ GOOD = """
 BROKEN = {
     "import error": (
         "import netdiffusion_core_of_another_world",
-        "No module named 'netdiffusion_core_of_another_world'",
+        "No module named 'netdiffusion_core_of_another_world'; install it with what it depends on: "
+        "pip install dist-bad",
     ),
     "exit at import": ("raise SystemExit(5)", "SystemExit"),
     "misspelt hook": (GOOD.replace("_encoders", "_enkoders"), "unknown hook"),
@@ -103,9 +104,22 @@ def test_an_allow_list_that_names_nobody_says_so() -> None:
 def test_two_offers_of_one_name_are_an_error_that_names_both_distributions(install: Install) -> None:
     install("dist-one", GOOD)
     install("dist-two", GOOD)
-    plugins = discover("good")
+    install("dist-other", GOOD, entry="other")
+    plugins = discover("good", "other")
     with pytest.raises(PluginError, match=r"dist-one 1\.2.*dist-two 1\.2"):
         plugins.find("encoder", "good")
+    assert plugins.find("encoder", "other")
+    (sentence,) = plugins.duplicates
+    assert sentence.startswith("Encoder 'good' is offered more than once: by dist-one 1.2 (entry point 'good')")
+
+
+def test_an_origin_says_where_the_plugin_lies(install: Install, tmp_path: Path, toy_file: Path) -> None:
+    install("dist-good", GOOD)
+    origin = discover("good").origin("encoder", "good")
+    assert (origin.entry_point, origin.distribution, origin.version) == ("good", "dist-good", "1.2")
+    assert Path(origin.file).parent == tmp_path / "site"
+    of_file = Plugins.discover({"NETDIFFUSION_PLUGINS": ""}, files=[toy_file]).origin("encoder", "toy")
+    assert (of_file.entry_point, of_file.version, of_file.file) == ("toy_plugin", "", str(toy_file))
 
 
 def test_an_unknown_name_gets_a_suggestion_the_list_and_what_to_install(toy: Plugins) -> None:

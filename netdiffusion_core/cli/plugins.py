@@ -1,9 +1,10 @@
 """
-netdiff plugins list | show
+netdiff plugins list | show | new
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,11 +23,12 @@ def add_commands(app: typer.Typer) -> None:
     """
     command(app, "list")(list_plugins)
     command(app, "show")(show_plugin)
+    command(app, "new")(new_plugin)
 
 
 def list_plugins(session: Session, kind: Kind = None, json: Json = False) -> None:
     """
-    List every component and the distribution it comes from; broken plugins with their reasons.
+    List every component and the distribution it comes from; broken plugins and names given twice, with the reasons.
 
     Example: netdiff plugins list --kind rules
     """
@@ -41,7 +43,8 @@ def list_plugins(session: Session, kind: Kind = None, json: Json = False) -> Non
         import attrs
 
         broken = [{**attrs.asdict(b.origin), "reason": b.reason} for b in session.plugins.broken]
-        print_json({"components": [_row(o) for o in offers], "broken": broken})
+        rows = [_row(o) for o in offers]
+        print_json({"components": rows, "broken": broken, "duplicates": list(session.plugins.duplicates)})
         return
     from rich.table import Table
 
@@ -55,6 +58,8 @@ def list_plugins(session: Session, kind: Kind = None, json: Json = False) -> Non
         session.terminal.say(
             "no plugins are installed; in a clone: make dev; else: pip install netdiffusion-nprint ..."
         )
+    for sentence in session.plugins.duplicates:
+        print(f"duplicate: {sentence}")
     for b in session.plugins.broken:
         print(f"broken: {b.origin.entry_point} ({b.origin}): {b.reason}")
 
@@ -101,6 +106,29 @@ def show_plugin(
             print_table(table)
         else:
             print("no options")
+
+
+def new_plugin(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="What users will type, such as flow-label.", show_default=False)],
+    kind: Annotated[str, typer.Option("--kind", help=f"One of {', '.join(KINDS)}.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New folder to write, else ./netdiffusion-NAME.")
+    ] = None,
+) -> None:
+    """
+    Write a new plugin: a distribution that installs, passes the conformance kit and does something small to start from.
+
+    Example: netdiff plugins new flow-label --kind rules
+    """
+    from ..scaffold import write_plugin
+
+    folder = Path(f"netdiffusion-{name}") if output is None else output
+    for path in write_plugin(name, kind, folder, session.plugins):
+        print(path)
+    session.terminal.say(
+        f"next: cd {folder}; python -m pip install -e '.[testing]'; python -m pytest; netdiff plugins show {name}"
+    )
 
 
 def _row(offer: Offer) -> dict[str, Any]:

@@ -55,38 +55,10 @@ def fitted(request: pytest.FixtureRequest, data: Encoded) -> Bernoulli | Bootstr
     return backend
 
 
-def test_answers_the_request(fitted, data):
-    labels = ("dns", "web", "web", "dns", "web")
-    sample = fitted.sample(SampleRequest(labels=labels, max_packets=4, seed=1), Context())
-    assert sample.labels.tolist() == list(labels)
-    assert sample.layout == LAYOUT
-    assert ((sample.lengths >= 1) & (sample.lengths <= 4)).all()
-    assert set(np.unique(sample.rows)) <= {-1, 0, 1}
+def test_flows_start_when_training_flows_did(fitted, data):
+    sample = fitted.sample(SampleRequest(labels=("dns", "web") * 3, max_packets=4, seed=1), Context())
     assert (sample.start_times >= data.start_times.min()).all()
     assert (sample.start_times <= data.start_times.max()).all()
-
-
-def test_a_flow_depends_on_seed_and_number_only(fitted):
-    long = fitted.sample(SampleRequest(labels=("web", "dns", "web"), max_packets=9, seed=7), Context())
-    other = fitted.sample(SampleRequest(labels=("dns", "dns", "web", "web"), max_packets=9, seed=7), Context())
-    assert np.array_equal(long.flow(2), other.flow(2))
-    assert long.start_times[2] == other.start_times[2]
-    reseeded = fitted.sample(SampleRequest(labels=("web", "dns", "web"), max_packets=9, seed=8), Context())
-    assert long.digest() != reseeded.digest()
-
-
-def test_a_model_folder_brings_back_the_same_model(fitted, tmp_path):
-    fitted.save(tmp_path)
-    request = SampleRequest(labels=("web", "dns") * 5, max_packets=9, seed=3)
-    before = fitted.sample(request, Context())
-    after = type(fitted).load(tmp_path).sample(request, Context())
-    assert after.digest() == before.digest()
-    assert after.start_times.tolist() == before.start_times.tolist()
-    assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".json"}
-
-
-def test_an_empty_request_gives_no_flows(fitted):
-    assert len(fitted.sample(SampleRequest(labels=(), max_packets=9, seed=1), Context())) == 0
 
 
 def test_an_unknown_class_is_named_with_those_known(fitted):
@@ -95,9 +67,7 @@ def test_an_unknown_class_is_named_with_those_known(fitted):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_works_before_fit(backend, data, tmp_path):
-    with pytest.raises(NotFittedError):
-        backend().sample(SampleRequest(labels=("web",), max_packets=9, seed=1), Context())
+def test_nothing_is_saved_before_fit_and_nothing_learned_from_nothing(backend, data, tmp_path):
     with pytest.raises(NotFittedError):
         backend().save(tmp_path)
     with pytest.raises(DataError, match="at least one training flow"):

@@ -137,7 +137,6 @@ def test_the_reference_lists_every_rule_as_the_program_does(rules: SimpleNamespa
     assert rows == [f"| `{rule.id}` | {rule.severity} | {rule.summary} | {rule.source} |" for rule in RULES.values()]
     listed = [rule.id for each in rules.sets for rule in each.rules]
     assert sorted(listed) == sorted(RULES)
-    assert all(rule.source and rule.summary for rule in RULES.values())
 
 
 # --- what is valid stays ------------------------------------------------------------------------------------------

@@ -495,10 +495,8 @@ def test_random_iat_bits_cannot_turn_the_clock_back() -> None:
     assert (np.diff(decode(encoded_of(rows)).timestamps) >= 0).all()
 
 
-def test_decoding_depends_on_the_seed_only() -> None:
+def test_no_payload_comes_back() -> None:
     encoded = rows_of([ETHER / IP(src=A4, dst=B4) / UDP(sport=5000, dport=53) / b"secret payload"])
-    assert decode(encoded, seed=3) == decode(encoded, seed=3)
-    assert decode(encoded, seed=3) != decode(encoded, seed=4)
     assert b"secret" not in decode(encoded, seed=3).data.tobytes()
 
 

@@ -4,13 +4,18 @@ What the tests of this distribution share.
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from netdiffusion_core.model import Encoded, Layout
+from netdiffusion_stable_diffusion import checkpoint
+from netdiffusion_stable_diffusion.autoencoder import PacketAutoencoder
 from netdiffusion_stable_diffusion.family import Family
 
 
@@ -44,6 +49,64 @@ def data(layout) -> Encoded:
         start_times=np.zeros(24),
         layout=layout,
     )
+
+
+def write_text_model(folder, width: int) -> None:
+    tokenizer = checkpoint.packet_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def small_unet(channels: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def packet_base(tmp_path_factory, layout):
+    """
+    A folder like the embedded base, untrained.
+    """
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("packet-base")
+    unet = small_unet(16)
+    unet.save_pretrained(folder / "unet")
+    PacketAutoencoder(columns=layout.width, latent_channels=16, hidden=32).save_pretrained(folder / "vae")
+    DDIMScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
+    control = ControlNetModel.from_unet(
+        unet, conditioning_channels=layout.width, conditioning_embedding_out_channels=(16,)
+    )
+    control.save_pretrained(folder / "controlnet")
+    write_text_model(folder, 16)
+    (folder / "layout.json").write_text(json.dumps(checkpoint.layout_record(layout)))
+    index = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "vae": ["netdiffusion_stable_diffusion.autoencoder", "PacketAutoencoder"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 @pytest.fixture

@@ -6,21 +6,18 @@ What the embedded base is worth is not asked here: the evaluators' report says t
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from contextlib import contextmanager, nullcontext
 
 import attrs
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
 from netdiffusion_core.context import Context
-from netdiffusion_core.errors import ConfigError, DataError, NotFittedError
+from netdiffusion_core.errors import ConfigError, DataError
 from netdiffusion_core.model import Encoded, Layout, SampleRequest
 from netdiffusion_stable_diffusion import checkpoint, fine_tuning
 from netdiffusion_stable_diffusion.autoencoder import (
@@ -33,64 +30,6 @@ from netdiffusion_stable_diffusion.autoencoder import (
 from netdiffusion_stable_diffusion.backend import Options, StableDiffusion
 from netdiffusion_stable_diffusion.diffusion import denoising_loss, padded, prompt, services
 from netdiffusion_stable_diffusion.images import canny
-
-
-def write_text_model(folder, width: int) -> None:
-    tokenizer = checkpoint.packet_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=width,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
-
-
-def small_unet(channels: int) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-
-
-@pytest.fixture(scope="module")
-def packet_base(tmp_path_factory, layout):
-    """
-    A folder like the embedded base, untrained.
-    """
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("packet-base")
-    unet = small_unet(16)
-    unet.save_pretrained(folder / "unet")
-    PacketAutoencoder(columns=layout.width, latent_channels=16, hidden=32).save_pretrained(folder / "vae")
-    DDIMScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
-    control = ControlNetModel.from_unet(
-        unet, conditioning_channels=layout.width, conditioning_embedding_out_channels=(16,)
-    )
-    control.save_pretrained(folder / "controlnet")
-    write_text_model(folder, 16)
-    (folder / "layout.json").write_text(json.dumps(checkpoint.layout_record(layout)))
-    index = {
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "vae": ["netdiffusion_stable_diffusion.autoencoder", "PacketAutoencoder"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
 
 
 def options(base, **changes) -> Options:
@@ -184,15 +123,6 @@ class TestPacketBase:
         # float32 sums differ in their last bits with the batch size; a drawn bit may sit on the edge
         assert (together.rows != single.rows).mean() < 0.001
 
-    def test_seed_moves_every_flow(self, packet_base, data):
-        """
-        Another seed gives other flows.
-        """
-        backend = StableDiffusion(options(packet_base))
-        backend.fit(data, Context())
-        one, two = (backend.sample(attrs.evolve(REQUEST, seed=s), Context()) for s in (1, 2))
-        assert one.digest() != two.digest()
-
     def test_adapter_loads_into_diffusers(self, packet_base, data, tmp_path):
         """
         diffusers itself loads the adapter, and it changes the U-Net's output.
@@ -228,10 +158,6 @@ class TestRefusals:
     """
     What cannot be used is refused in one sentence.
     """
-
-    def test_sample_before_fit(self):
-        with pytest.raises(NotFittedError):
-            StableDiffusion().sample(REQUEST, Context())
 
     def test_unknown_class(self, packet_base, data):
         backend = StableDiffusion(options(packet_base, steps=1))
@@ -355,11 +281,3 @@ def test_edges_tell_each_bit_from_its_neighbours(packet_base, layout):
         rows[3:6, column] = 1
         assert np.flatnonzero(codec.edges(rows)[4]).tolist() == [column - 1, column]
     assert not codec.edges(np.zeros((8, layout.width), np.int8))[1:-1, 1:-1].any()
-
-
-def test_registration_imports_no_torch():
-    """
-    Listing plugins stays fast.
-    """
-    code = "import sys, netdiffusion_stable_diffusion.plugin as p; assert not {'torch', 'numpy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -137,11 +137,12 @@ def per_flow(ufunc: np.ufunc, values: Array, starts: Array, empty: float = 0, dt
 
 def in_chunks(traffic: Traffic, encoder: Encoder) -> Iterator[Encoded]:
     """
-    Encode all flows, a few at a time, so that a large capture needs no more memory than a small one.
+    Encode all flows, a few at a time, so that a large capture needs no more memory than a small one. Without a flow
+    there is one chunk without rows.
     """
     counts = np.bincount(traffic.flow_of[traffic.flow_of >= 0], minlength=len(traffic.flows))
     chunk = np.cumsum(counts) // _CHUNK_PACKETS
-    for number in np.unique(chunk):
+    for number in np.unique(chunk) if len(chunk) else (0,):
         yield encoder.encode(traffic.select_flows(chunk == number))
 
 

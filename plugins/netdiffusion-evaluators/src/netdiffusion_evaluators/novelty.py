@@ -150,5 +150,5 @@ def _look(traffic: Traffic, encoder: Encoder, first: int) -> tuple[Array, Array]
     for encoded in in_chunks(traffic, encoder):
         bits, starts = header_bits(encoded), encoded.starts
         digests += [hashlib.sha256(bits[a:b].tobytes()).hexdigest() for a, b in pairwise(starts)]
-        early.append(first_packets(bits, starts, first).reshape(len(encoded), -1))
+        early.append(first_packets(bits, starts, first).reshape(len(encoded), first * bits.shape[1]))
     return np.array(digests), np.concatenate(early)

@@ -192,7 +192,7 @@ class StableDiffusion(Backend):
                         flows[i] = _until_absent(rows)[: request.max_packets]
                     advance(len(some))
         return Encoded(
-            rows=np.concatenate(flows),
+            rows=np.concatenate([np.empty((0, self.layout.width), np.int8), *flows]),
             starts=np.cumsum([0] + [len(rows) for rows in flows]),
             labels=np.array(request.labels, np.str_),
             start_times=np.zeros(len(flows), np.int64),
@@ -272,7 +272,7 @@ class StableDiffusion(Backend):
             )
         try:
             base.load_adapter(folder)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise DataError(f"The adapter in {folder} does not fit its base: {error}") from error
         backend.layout, backend.checkpoint = layout, base
         backend.starts, backend.structure = begin, structure

@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -124,7 +125,11 @@ class Checkpoint(Family):
         Read the adapters of U-Net and text encoder.
         """
         weights, alphas, metadata = self.pipeline.lora_state_dict(
-            folder, return_lora_metadata=True, use_safetensors=True, local_files_only=True
+            folder,
+            weight_name=LORA_WEIGHT_NAME_SAFE,  # without a name diffusers takes any .safetensors file in the folder
+            return_lora_metadata=True,
+            use_safetensors=True,
+            local_files_only=True,
         )
         self.pipeline.load_lora_into_unet(weights, alphas, self.unet, metadata=metadata)
         self.pipeline.load_lora_into_text_encoder(

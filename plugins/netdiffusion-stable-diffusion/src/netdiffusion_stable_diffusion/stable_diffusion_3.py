@@ -17,6 +17,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -186,7 +187,11 @@ class Checkpoint3(Family):
         Read the transformer's adapter.
         """
         weights, metadata = self.pipeline.lora_state_dict(
-            folder, return_lora_metadata=True, use_safetensors=True, local_files_only=True
+            folder,
+            weight_name=LORA_WEIGHT_NAME_SAFE,  # without a name diffusers takes any .safetensors file in the folder
+            return_lora_metadata=True,
+            use_safetensors=True,
+            local_files_only=True,
         )
         self.pipeline.load_lora_into_transformer(weights, self.transformer, metadata=metadata)
 

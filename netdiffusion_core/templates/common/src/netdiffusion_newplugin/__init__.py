@@ -1,0 +1,3 @@
+"""
+A plugin for NetDiffusion.
+"""
