@@ -37,6 +37,8 @@ def datagrams() -> Callable[..., Traffic]:
             udp = struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload
             if version == 4:
                 ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0)
+                total = sum(struct.unpack("!10H", ip + source + destination))
+                ip = ip[:10] + struct.pack("!H", 0xFFFF - (total - 1) % 0xFFFF - 1)
             else:
                 ip = struct.pack("!IHBB", 6 << 28, len(udp), 17, 64)
             octets.append(ip + source + destination + udp)
