@@ -86,7 +86,7 @@ def test_command_modules_import_nothing_heavy() -> None:
             assert not module.startswith("netdiffusion_core.") or module in allowed, f"{path.name} imports {module}"
 
 
-@pytest.mark.parametrize("path", sorted(PLUGINS.glob("*/src/*/plugin.py")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("path", sorted(PLUGINS.glob("**/src/*/plugin.py")), ids=lambda p: p.parent.name)
 def test_an_entry_point_module_imports_nothing_heavy(path: Path) -> None:
     for module in imports(path, top_level=True):
         root, _, rest = module.partition(".")
@@ -94,7 +94,7 @@ def test_an_entry_point_module_imports_nothing_heavy(path: Path) -> None:
         assert root != "netdiffusion_core" or rest in ("", "specs", "hookspecs", "errors"), f"{path} imports {module}"
 
 
-@pytest.mark.parametrize("folder", sorted(PLUGINS.glob("*/src/*/")), ids=lambda p: p.name)
+@pytest.mark.parametrize("folder", sorted(PLUGINS.glob("**/src/*/")), ids=lambda p: p.name)
 def test_a_plugin_imports_the_core_and_no_other_plugin(folder: Path) -> None:
     for path in folder.rglob("*.py"):
         others = [m for m in imports(path) if m.startswith("netdiffusion_")]

@@ -1,6 +1,6 @@
 """
-Write what stands behind UDP headers, into packets whose lengths and checksums fit afterwards: for rule sets of protocols
-that UDP carries.
+Write what stands behind UDP headers, into packets whose lengths and checksums fit afterwards: for rule sets of
+protocols that UDP carries.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def write_payloads(
     changed = bits > 0
     if not changed.any():
         return traffic
-    packets, octets, sizes, rules = (values[changed] for values in (packets, octets, sizes, rules))
-    before, after = lengths[changed], np.maximum(lengths, sizes)[changed]
+    columns = (packets, octets, sizes, rules, lengths, bits)
+    packets, octets, sizes, rules, before, bits = (values[changed] for values in columns)
+    after = np.maximum(before, sizes)
 
     grown = _grow(traffic, packets[after > before], (after - before)[after > before])
     data = grown.data.copy()
@@ -63,7 +64,7 @@ def write_payloads(
         tell(np.broadcast_to(rule, len(i))[new], field, i[new], old[new], values[new])
 
     every = np.arange(len(packets))
-    tell(rules, "payload", every, before, after, bits[changed])
+    tell(rules, "payload", every, before, after, bits)
     ip, at = headers.ip_offsets[packets], headers.transport_offsets[packets]
     is4, of_ip = headers.ip_versions[packets] == 4, headers.ip_header_lengths[packets]
     four, six, length = np.flatnonzero(is4), np.flatnonzero(~is4), 8 + after
@@ -82,8 +83,8 @@ def write_payloads(
 
 def _grow(traffic: Traffic, packets: Array, by: Array) -> Traffic:
     """
-    Return the traffic, packed, with so many bytes more in these packets, behind their IP packets, which are told to be as
-    long as before. What lay there (the padding of Ethernet) goes.
+    Return the traffic, packed, with so many bytes more in these packets, behind their IP packets, which are told to be
+    as long as before. What lay there (the padding of Ethernet) goes.
     """
     if not len(packets):
         return traffic.packed()

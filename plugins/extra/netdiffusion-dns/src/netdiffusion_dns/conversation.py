@@ -18,9 +18,9 @@ Array = NDArray[Any]
 
 def matches(traffic: Traffic, messages: Messages, asked: Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """
-    Find for each response the question that it answers: the last query before it, of the other side of the same flow, with
-    the same ID. Return ``(query, repeats)``: its index among the messages, -1 for none, and whether the response repeats
-    its question, where both were captured and the response has one. Names may differ in case (RFC 4343).
+    Find for each response the question that it answers: the last query before it, of the other side of the same flow,
+    with the same ID. Return ``(query, repeats)``: its index among the messages, -1 for none, and whether the response
+    repeats its question, where both were captured and the response has one. Names may differ in case (RFC 4343).
 
     asked  bool[n]  the queries that count
     """
@@ -53,8 +53,8 @@ def _lower(octets: Array) -> NDArray[np.uint8]:
 
 def turns(flows: Array, query: Array, response: Array) -> NDArray[np.int64]:
     """
-    Return which message each response (bool[n]) answers: the oldest query (bool[n]) of the flow that is still open, or the
-    last one again where all are answered. Each response has a query before it. int64[n], -1 for other messages.
+    Return which message each response (bool[n]) answers: the oldest query (bool[n]) of the flow that is still open, or
+    the last one again where all are answered. Each response has a query before it. int64[n], -1 for other messages.
 
     That is, with r responses and q queries before it, ``a(r) = min(a(r - 1) + 1, q - 1)``, which is r + min(0, min over
     all responses so far of q - 1 - r).

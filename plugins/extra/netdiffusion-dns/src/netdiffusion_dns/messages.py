@@ -22,7 +22,14 @@ QR, OPCODE, AA, TC, RD, RA, Z, RCODE = 0x8000, 0x7800, 0x0400, 0x0200, 0x0100, 0
 A, NS, CNAME, SOA, PTR, MX, TXT, AAAA, SRV, DNAME, OPT, HTTPS, ANY = 1, 2, 5, 6, 12, 15, 16, 28, 33, 39, 41, 65, 255
 
 _QUERY, _UPDATE = 0, 5
-_OPCODES = (0, 1, 2, 4, 5, 6)  # IANA: query, inverse query, status, notify (RFC 1996), update (RFC 2136), stateful (8490)
+_OPCODES = (
+    0,
+    1,
+    2,
+    4,
+    5,
+    6,
+)  # query, inverse query, status, notify, update, stateful (RFC 6895 section 2.2)
 _SIZES = {A: 4, AAAA: 16}
 _ENDS_IN_NAME = {NS: 0, CNAME: 0, PTR: 0, DNAME: 0, MX: 2, SRV: 6}  # octets before the name that ends the data
 _FINE, _CUT, _WRONG = 0, 1, 2
@@ -244,9 +251,9 @@ def _wrong_data(data: Array, at: Array, start: Array, kind: Array, size: Array) 
 
 def _overrun(data: Array, start: Array, end: Array, before: int) -> NDArray[np.bool_]:
     """
-    Return bool[n]: of the pieces from ``start`` on, none ends at ``end``. The last octet of a piece's length stands behind
-    `before` others: in a character string behind none (RFC 1035 section 3.3), in an EDNS option, whose length has two
-    octets, behind three (RFC 6891 section 6.1.2).
+    Return bool[n]: of the pieces from ``start`` on, none ends at ``end``. The last octet of a piece's length stands
+    behind `before` others: in a character string behind none (RFC 1035 section 3.3), in an EDNS option, whose length
+    has two octets, behind three (RFC 6891 section 6.1.2).
     """
     p, i = start.copy(), np.arange(len(start))
     while len(i := i[p[i] + before < end[i]]):

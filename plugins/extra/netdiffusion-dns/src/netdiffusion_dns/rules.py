@@ -18,8 +18,7 @@ from netdiffusion_core.model import Rule, Traffic, Violation
 
 from . import writing
 from .conversation import matches, turns
-from .messages import AA, HEADER, OPCODE, QR, RA, RCODE, TC, Messages, Z, question_octets, read
-from .writing import Questions
+from .messages import AA, HEADER, QR, RA, RCODE, TC, Messages, Z, question_octets, read
 
 Array = NDArray[Any]
 
@@ -28,23 +27,29 @@ log = logging.getLogger("netdiffusion")
 RULES = (
     Rule("dns.header", "dns.flags.opcode", "error", "a message has a header of twelve octets and an assigned opcode",
          "RFC 1035 section 4.1.1, RFC 6895 section 2.2"),
-    Rule("dns.flags", "dns.flags", "warning", "the reserved bit Z is 0, and so are AA, TC, RA and the response code of a "
-         "query", "RFC 1035 section 4.1.1"),
+    Rule("dns.flags", "dns.flags", "warning", "the reserved bit Z is 0, and so are AA, TC, RA and the response code of "
+         "a query", "RFC 1035 section 4.1.1"),
     Rule("dns.question", "dns.count.queries", "error", "a query asks one question, or none beside a cookie",
          "RFC 9619 section 4, RFC 7873 section 5.4"),
-    Rule("dns.name", "dns.qry.name", "error", "a label has at most 63 octets, a name at most 255, and a pointer points to "
-         "an earlier name", "RFC 1035 sections 3.1, 4.1.4"),
-    Rule("dns.counts", "dns.count.answers", "error", "the questions and records that the header counts fill the message",
-         "RFC 1035 section 4.1"),
+    Rule("dns.name", "dns.qry.name", "error", "a label has at most 63 octets, a name at most 255, and a pointer points "
+         "to an earlier name", "RFC 1035 sections 3.1, 4.1.4"),
+    Rule("dns.counts", "dns.count.answers", "error", "the questions and records that the header counts fill the "
+         "message", "RFC 1035 section 4.1"),
     Rule("dns.record", "dns.resp.len", "error", "the data of a record have the form of its type",
          "RFC 1035 section 3.3, RFC 3596 section 2.2, RFC 2782, RFC 6891 section 6.1.2"),
-    Rule("dns.edns", "dns.resp.type", "error", "there is at most one OPT record, of the root, among the additional ones",
-         "RFC 6891 section 6.1.1"),
+    Rule("dns.edns", "dns.resp.type", "error", "there is at most one OPT record, of the root, among the additional "
+         "ones", "RFC 6891 section 6.1.1"),
     Rule("dns.repeat", "dns.qry.name", "error", "a response repeats the question of its query",
          "RFC 5452 section 4.2"),
     Rule("dns.unasked", "dns.id", "warning", "a response has the ID of an earlier query of the other side",
          "RFC 1035 section 4.1.1, RFC 5452 section 4.3"),
 )  # fmt: skip
+
+
+def _ports(instance: Any, attribute: Any, value: tuple[int, ...]) -> None:
+    for port in value:
+        if not 1 <= port <= 65_535:
+            raise ValueError(f"{attribute.name}: {port} is no UDP port; it must be from 1 to 65535")
 
 
 @attrs.frozen(kw_only=True)
@@ -56,7 +61,7 @@ class Options:
     ports: tuple[int, ...] = attrs.field(
         default=(53,),
         converter=tuple,
-        validator=attrs.validators.deep_iterable(attrs.validators.and_(attrs.validators.ge(1), attrs.validators.le(65535))),
+        validator=_ports,
         metadata={"help": "UDP flows to or from these ports are DNS"},
     )
 
@@ -82,8 +87,8 @@ class DnsRules(RuleSet):
     def repair(self, traffic: Traffic, rng: np.random.Generator, record: Record = forget) -> Traffic:
         """
         Write a new message of the same length in place of each that breaks a rule: the side that does not have the port
-        asks, the other answers its oldest open question, and what comes before any question asks itself. A response to a
-        question that is written anew is written anew, too. Where only flags are wrong, only they are mended.
+        asks, the other answers its oldest open question, and what comes before any question asks itself. A response to
+        a question that is written anew is written anew, too. Where only flags are wrong, only they are mended.
         """
         messages = read(traffic, self.options.ports)
         if len(messages) and not messages.whole.any():
@@ -120,8 +125,8 @@ class DnsRules(RuleSet):
 
 def _faults(traffic: Traffic, messages: Messages, asked: Array) -> dict[str, Array]:
     """
-    Return what is wrong in messages and between them: bool[n] for each rule. Who answers what is not judged in a flow where
-    the header of a message was cut off.
+    Return what is wrong in messages and between them: bool[n] for each rule. Who answers what is not judged in a flow
+    where the header of a message was cut off.
 
     asked  bool[n]  the queries that count
     """

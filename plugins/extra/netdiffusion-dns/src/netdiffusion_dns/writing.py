@@ -1,6 +1,6 @@
 """
-Write messages of given lengths: a question that fits into its query and into all its answers, and records that fill them
-up to the last octet.
+Write messages of given lengths: a question that fits into its query and into all its answers, and records that fill
+them up to the last octet.
 
 Names lie below ``test``, ``example``, ``invalid`` and ``example.com``, ``.net``, ``.org`` (RFC 2606), addresses in the
 documentation networks (RFC 5737, RFC 3849): nothing here is anybody's.
@@ -57,8 +57,8 @@ def choose(
     group: Array, lengths: Array, asks: Array, given: Array, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """
-    Choose a question for each group of a query and its answers, so that most of them can have the lengths that they have:
-    ``(name octets, edns)``, int64[count] and bool[count].
+    Choose a question for each group of a query and its answers, so that most of them can have the lengths that they
+    have: ``(name octets, edns)``, int64[count] and bool[count].
 
     group    int64[n]      0 … count - 1
     lengths  int64[n]
@@ -80,8 +80,9 @@ def choose(
 
 def _fill(room: Array, edns: Array, asks: Array) -> NDArray[np.int64]:
     """
-    Return the least number of octets, not below `room`, that records can fill behind the question: in a query with EDNS an
-    OPT record with or without padding, in an answer one record, more or none, and an OPT record if the query has one.
+    Return the least number of octets, not below `room`, that records can fill behind the question: in a query with EDNS
+    an OPT record with or without padding, in an answer one record, more or none, and an OPT record if the query has
+    one.
     """
     opt = np.where(edns, _OPT_SIZE, 0)
     rest = room - opt
@@ -183,8 +184,8 @@ def _write_addresses(
     out: Array, i: Array, at: Array, size: Array, kind: Array, ttl: Array, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """
-    Fill `size` octets from `at` on, in rows `i`, with addresses of the name asked for; where they do not fill them exactly,
-    with an alias (CNAME) whose label is as long as it takes, and its addresses. Return the number of records.
+    Fill `size` octets from `at` on, in rows `i`, with addresses of the name asked for; where they do not fill them
+    exactly, with an alias (CNAME) whose label is as long as it takes, and its addresses. Return the number of records.
     """
     data = np.where(kind == A, 4, 16)
     record = 12 + data
@@ -213,7 +214,9 @@ def _write_record(out: Array, i: Array, at: Array, owner: Array, kind: Array, tt
     """
     Write what precedes the data of a record (RFC 1035 section 4.1.3), its owner as a pointer.
     """
-    for before, values in zip(range(0, 12, 2), (owner, kind, 0 * i + _INTERNET, ttl >> 16, ttl & 0xFFFF, size), strict=True):
+    for before, values in zip(
+        range(0, 12, 2), (owner, kind, 0 * i + _INTERNET, ttl >> 16, ttl & 0xFFFF, size), strict=True
+    ):
         _put_word(out, i, at + before, values)
 
 

@@ -71,8 +71,8 @@ def stamps_far(media: Media) -> Far:
 
 def breaks(media: Media, chosen: Array, far: Far) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """
-    Return ``(single, jump)``, bool[n] each: packets of the chosen that are far from the one before and the one after of their
-    source, while these two are not far from each other; and others that are far from the one before.
+    Return ``(single, jump)``, bool[n] each: packets of the chosen that are far from the one before and the one after of
+    their source, while these two are not far from each other; and others that are far from the one before.
     """
     i = by_source(media, chosen)
     key = media.unit[i] << 32 | media.sources[i]
@@ -90,8 +90,9 @@ def breaks(media: Media, chosen: Array, far: Far) -> tuple[NDArray[np.bool_], ND
 
 def _overfull(media: Media) -> NDArray[np.bool_]:
     """
-    Return bool[n]: contributing sources and extension of an RTP packet take more than it has. Only an extension that says to
-    be one of RFC 8285 is judged: others are encrypted, their length too. So may padding be (RFC 3711 section 3.1).
+    Return bool[n]: contributing sources and extension of an RTP packet take more than it has. Only an extension that
+    says to be one of RFC 8285 is judged: others are encrypted, their length too. So may padding be (RFC 3711 section
+    3.1).
     """
     m = media
     first = m.head[:, 0] >> 8
@@ -104,9 +105,9 @@ def _overfull(media: Media) -> NDArray[np.bool_]:
 
 def _misfit(media: Media) -> NDArray[np.bool_]:
     """
-    Return bool[n]: the first packet of an RTCP compound is longer than the datagram or has no room for its reports; or the
-    others, which tell the same sender, do not fill it. Where the second tells another, what follows is encrypted (SRTCP: RFC
-    3711 section 3.4), and is not judged.
+    Return bool[n]: the first packet of an RTCP compound is longer than the datagram or has no room for its reports; or
+    the others, which tell the same sender, do not fill it. Where the second tells another, what follows is encrypted
+    (SRTCP: RFC 3711 section 3.4), and is not judged.
     """
     m = media
     first, kind, size = m.head[:, 0] >> 8, m.head[:, 0] & 255, 4 + 4 * m.head[:, 1]

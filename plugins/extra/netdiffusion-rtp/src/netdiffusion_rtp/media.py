@@ -1,8 +1,8 @@
 """
 Find the media among UDP flows, and read the headers of RTP (RFC 3550 section 5.1) and RTCP (section 6.4), all at once.
 
-A direction of a flow is media because the user says so (classes, ports), because its packets already are RTP, or because
-they look like media and their payload is nobody's: zeros.
+A direction of a flow is media because the user says so (classes, ports), because its packets already are RTP, or
+because they look like media and their payload is nobody's: zeros.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Media:
     @cached_property
     def other(self) -> NDArray[np.bool_]:
         """
-        bool[n]: STUN, ZRTP or DTLS, which share ports with RTP (RFC 7983), or an empty packet that keeps a port open (RFC
-        6263 section 4.1).
+        bool[n]: STUN, ZRTP or DTLS, which share ports with RTP (RFC 7983), or an empty packet that keeps a port open
+        (RFC 6263 section 4.1).
         """
         first, cookie = self.head[:, 0] >> 8, self.head[:, 2] << 16 | self.head[:, 3]
         stun = (first < 4) & (cookie == _STUN_COOKIE) | (first == 16) & (cookie == _ZRTP_COOKIE)
@@ -194,9 +194,14 @@ def _told(traffic: Traffic, media: Media) -> NDArray[np.bool_]:
     """
     told = ~media.whole | (media.head > 0).any(1)
     i = np.flatnonzero(~told & (media.lengths > 0))
-    told[i] = np.maximum.reduceat(  # of each payload, and of what lies before the next
-        np.append(traffic.data, np.uint8(0)), np.column_stack([media.at[i], media.at[i] + media.lengths[i]]).ravel()
-    )[::2] > 0 if len(i) else False
+    told[i] = (
+        np.maximum.reduceat(  # of each payload, and of what lies before the next
+            np.append(traffic.data, np.uint8(0)), np.column_stack([media.at[i], media.at[i] + media.lengths[i]]).ravel()
+        )[::2]
+        > 0
+        if len(i)
+        else False
+    )
     return told
 
 

@@ -28,16 +28,17 @@ RULES = (
     Rule("rtp.version", "rtp.version", "error", "a packet of media has version 2 and a whole header",
          "RFC 3550 sections 5.1, 6.4"),
     Rule("rtp.header", "rtp.cc", "error", "contributing sources and header extension are within the packet, and "
-         "the payload type is none of 64 to 95", "RFC 3550 sections 5.1, 5.3.1, RFC 8285 section 4, RFC 5761 section 4"),
+         "the payload type is none of 64 to 95", "RFC 3550 section 5.1, RFC 8285 section 4, RFC 5761 section 4"),
     Rule("rtp.source", "rtp.ssrc", "warning", "a source sends at least two packets, where there are others",
          "RFC 3550 appendix A.1"),
-    Rule("rtp.sequence", "rtp.seq", "warning", "a sequence number is less than 3000 ahead of the one before of its source, "
-         "and less than 100 behind it", "RFC 3550 appendix A.1"),
-    Rule("rtp.timestamp", "rtp.timestamp", "warning", "where the payload type has a fixed clock, time stamps go on with the "
-         "time of arrival, to two seconds", "RFC 3550 section 5.1, RFC 3551 section 6"),
-    Rule("rtp.rtcp", "rtcp.length", "error", "an RTCP packet is as long as its reports are, and those of a compound fill the "
-         "datagram", "RFC 3550 sections 6.1, 6.4"),
+    Rule("rtp.sequence", "rtp.seq", "warning", "a sequence number is less than 3000 ahead of the one before of its "
+         "source, and less than 100 behind it", "RFC 3550 appendix A.1"),
+    Rule("rtp.timestamp", "rtp.timestamp", "warning", "where the payload type has a fixed clock, time stamps go on "
+         "with the time of arrival, to two seconds", "RFC 3550 section 5.1, RFC 3551 section 6"),
+    Rule("rtp.rtcp", "rtcp.length", "error", "an RTCP packet is as long as its reports are, and those of a compound "
+         "fill the datagram", "RFC 3550 sections 6.1, 6.4"),
 )  # fmt: skip
+
 
 def _ports(instance: Any, attribute: Any, value: tuple[int, ...]) -> None:
     for port in value:
@@ -47,7 +48,9 @@ def _ports(instance: Any, attribute: Any, value: tuple[int, ...]) -> None:
 
 def _payload_type(instance: Any, attribute: Any, value: int | None) -> None:
     if value is not None and not (0 <= value < 64 or 96 <= value < 128):
-        raise ValueError(f"payload_type {value} is none; it must be from 0 to 63 or from 96 to 127 (RFC 5761 section 4)")
+        raise ValueError(
+            f"payload_type {value} is none; it must be from 0 to 63 or from 96 to 127 (RFC 5761 section 4)"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -99,8 +102,8 @@ class RtpRules(RuleSet):
 
     def repair(self, traffic: Traffic, rng: np.random.Generator, record: Record = forget) -> Traffic:
         """
-        Write headers: of packets that have none, or none of their source, as their neighbours of the same direction go on;
-        of those behind a jump of sequence number or time stamp, as if there was none.
+        Write headers: of packets that have none, or none of their source, as their neighbours of the same direction go
+        on; of those behind a jump of sequence number or time stamp, as if there was none.
         """
         media = self._find(traffic)
         if media.ours.any() and not media.captured[media.ours].any():

@@ -1,8 +1,8 @@
 """
 Write headers of media.
 
-What is new goes on from its neighbour: the last sound packet of the most frequent source of the same direction, or else the
-next; where there is none at all, from a number that is drawn.
+What is new goes on from its neighbour: the last sound packet of the most frequent source of the same direction, or else
+the next; where there is none at all, from a number that is drawn.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ class Headers:
     second: Array
 
     @classmethod
-    def of(
-        cls, media: Media, faults: Mapping[str, Array], choices: Choices, rng: np.random.Generator
-    ) -> Headers:
+    def of(cls, media: Media, faults: Mapping[str, Array], choices: Choices, rng: np.random.Generator) -> Headers:
         """
         Decide.
 
@@ -150,8 +148,9 @@ class Headers:
 
     def reports(self, packets: Array, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """
-        Write RTCP compounds into these packets (int[k]): ``(octets, sizes)``. Each is a report, of what was sent and of what
-        the other side sent, as far as there is room, and a description of the sender (RFC 3550 section 6) that fills it up.
+        Write RTCP compounds into these packets (int[k]): ``(octets, sizes)``. Each is a report, of what was sent and of
+        what the other side sent, as far as there is room, and a description of the sender (RFC 3550 section 6) that
+        fills it up.
         """
         m, i = self.media, packets
         sizes = np.maximum((m.lengths[i] + 3) // 4 * 4, _RECEIVER + _LEAST_SDES)

@@ -1,5 +1,5 @@
 """
-Fixtures: UDP flows of any payload, built without the code under test, and tshark's verdict.
+Fixtures for the plugins here: UDP flows of any payload, built without the code under test, and tshark's verdict.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Datagram = tuple[int, bool, bytes]
 @pytest.fixture(scope="session")
 def datagrams() -> Callable[..., Traffic]:
     """
-    ``datagrams([(flow, forth, payload), …], version=4, port=53, gap_us=1000)`` returns their traffic: raw IP, no checksums
-    (which IPv4 allows), each flow from a client of its own, all to one server.
+    ``datagrams([(flow, forth, payload), …], version=4, port=53, gap_us=1000)`` returns their traffic: raw IP without
+    UDP checksums, each flow from a client of its own, from the ports 20000, 20002 … (20001 … if the server's is odd).
     """
 
     def build(packets: Sequence[Datagram], version: int = 4, port: int = 53, gap_us: int = 1000) -> Traffic:
@@ -32,13 +32,13 @@ def datagrams() -> Callable[..., Traffic]:
         for flow, forth, payload in packets:
             net = ipaddress.ip_address("10.0.0.1" if version == 4 else "fd00::1")
             ends = [(net + flow).packed, (net + 65_535).packed]
-            ports = [20_000 + flow % 40_000, port]
+            ports = [20_000 + 2 * flow + port % 2, port]
             (source, destination), (sport, dport) = (ends, ports) if forth else (ends[::-1], ports[::-1])
             udp = struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload
             if version == 4:
                 ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0)
                 total = sum(struct.unpack("!10H", ip + source + destination))
-                ip = ip[:10] + struct.pack("!H", 0xFFFF - (total - 1) % 0xFFFF - 1)
+                ip = ip[:10] + struct.pack("!H", 0xFFFF - total % 0xFFFF)
             else:
                 ip = struct.pack("!IHBB", 6 << 28, len(udp), 17, 64)
             octets.append(ip + source + destination + udp)
@@ -68,7 +68,8 @@ def datagrams() -> Callable[..., Traffic]:
 @pytest.fixture
 def tshark(tmp_path: Path) -> Callable[..., list[list[str]]]:
     """
-    ``tshark(traffic, filter, *fields)`` returns these fields of the packets that a display filter shows, checksums validated.
+    ``tshark(traffic, filter, *fields)`` returns these fields of the packets that a display filter shows, checksums
+    validated.
     """
     if shutil.which("tshark") is None:
         pytest.skip("tshark is not installed (make test, on Debian as root)")
