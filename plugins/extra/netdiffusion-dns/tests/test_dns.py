@@ -255,11 +255,13 @@ def test_other_ports_are_an_option(datagrams: Callable[..., Traffic]) -> None:
     assert found(traffic, rules) == {("dns.question", 0), ("dns.counts", 0)}
 
 
-def test_the_rules_are_listed() -> None:
+def test_the_rules_are_listed_by_the_program_and_by_the_readme() -> None:
     plugins = Plugins.discover()
     assert plugins.load("rules", "dns").rules == RULES
     assert plugins.resolve_rules(["dns"])[0][-2:] == ("udp", "dns")
-    assert all(rule.id.startswith("dns.") and "RFC" in rule.source for rule in RULES)
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `dns.")]
+    assert rows == [f"| `{rule.id}` | {rule.severity} | {rule.summary} | {rule.source} |" for rule in RULES]
 
 
 def test_tshark_reads_all_of_it(datagrams: Callable[..., Traffic], tshark: Callable[..., list[list[str]]]) -> None:

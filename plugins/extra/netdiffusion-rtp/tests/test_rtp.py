@@ -300,11 +300,13 @@ def test_where_payload_was_cut_off_nothing_is_written_and_the_user_hears_of_it(
     assert "--payload zeros" in caplog.text
 
 
-def test_the_rules_are_listed() -> None:
+def test_the_rules_are_listed_by_the_program_and_by_the_readme() -> None:
     plugins = Plugins.discover()
     assert plugins.load("rules", "rtp").rules == RULES
     assert plugins.resolve_rules(["rtp"])[0][-2:] == ("udp", "rtp")
-    assert all(rule.id.startswith("rtp.") and "RFC" in rule.source for rule in RULES)
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `rtp.")]
+    assert rows == [f"| `{rule.id}` | {rule.severity} | {rule.summary} | {rule.source} |" for rule in RULES]
 
 
 @pytest.mark.parametrize("backend", ["bernoulli", "bootstrap"])
@@ -352,3 +354,12 @@ def test_real_media_break_no_rule() -> None:
     traffic = real(*files)
     assert len(traffic) > 15_000
     assert found(traffic) == set()
+
+
+def test_a_jump_stays_where_a_packet_was_cut_off(datagrams: Callable[..., Traffic]) -> None:
+    jump = [(0, True, rtp(k, start=65_530 + (9_000 if k >= 5 else 0))) for k in range(12)]
+    traffic = datagrams(jump, port=PORT, gap_us=GAP_US)
+    lengths = np.where(np.arange(12) == 9, 60, traffic.captured_lengths)
+    cut = attrs.evolve(traffic, captured_lengths=lengths).packed()
+    assert found(cut) == {("rtp.sequence", 5)}
+    assert RtpRules().repair(cut, np.random.default_rng(0)) is cut

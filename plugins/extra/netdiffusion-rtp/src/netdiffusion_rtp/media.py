@@ -175,8 +175,9 @@ def find(traffic: Traffic, classes: tuple[str, ...], ports: tuple[int, ...]) -> 
         at=at,
         data=traffic.data,
     )
-    empty = even & np.isin(np.arange(len(table)), flow) & ~np.isin(np.arange(len(table)), flow[_told(traffic, media)])
-    media = attrs.evolve(media, ours=media.ours | empty[flow] & _steady(media, flow, len(table)))
+    plain = even[flow] & _steady(media, flow, len(table))
+    told = flow[plain & ~_zeros(traffic, media, plain)]
+    media = attrs.evolve(media, ours=media.ours | plain & ~np.isin(flow, told))
     return part(media, media.ours | _is_rtp(media))
 
 
@@ -188,21 +189,20 @@ def part(media: Media, chosen: Array) -> Media:
     return attrs.evolve(media, **{name: getattr(media, name)[chosen] for name in columns})
 
 
-def _told(traffic: Traffic, media: Media) -> NDArray[np.bool_]:
+def _zeros(traffic: Traffic, media: Media, asked: Array) -> NDArray[np.bool_]:
     """
-    Return bool[n]: the payload is not zeros, or cannot be seen.
+    Return bool[n]: of the packets asked for, those whose payload is zeros and was captured.
     """
-    told = ~media.whole | (media.head > 0).any(1)
-    i = np.flatnonzero(~told & (media.lengths > 0))
-    told[i] = (
-        np.maximum.reduceat(  # of each payload, and of what lies before the next
-            np.append(traffic.data, np.uint8(0)), np.column_stack([media.at[i], media.at[i] + media.lengths[i]]).ravel()
-        )[::2]
-        > 0
-        if len(i)
-        else False
-    )
-    return told
+    zeros = asked & media.whole & (media.head == 0).all(1)
+    i = np.flatnonzero(zeros & (media.lengths > 16))
+    if len(i):
+        own = traffic.select_packets(media.packets[i]).packed()
+        at = media.at[i] - traffic.starts[media.packets[i]] + own.starts
+        bounds = np.column_stack(
+            [at, at + media.lengths[i]]
+        ).ravel()  # of each payload, and of what lies before the next
+        zeros[i] = np.maximum.reduceat(np.append(own.data, np.uint8(0)), bounds)[::2] == 0
+    return zeros
 
 
 def _steady(media: Media, flow: Array, flows: int) -> NDArray[np.bool_]:

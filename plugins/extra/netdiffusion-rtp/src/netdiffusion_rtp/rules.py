@@ -116,7 +116,7 @@ class RtpRules(RuleSet):
         broken = np.full(len(media), "", "U32")
         for rule in reversed(RULES):
             broken[faults[rule.id]] = rule.id
-        headers = Headers.of(media, faults, self.options, rng)
+        headers = Headers.of(media, faults, self.off, self.options, rng)
         rules = np.where(broken == "", headers.moved, broken)
         i = np.flatnonzero(headers.new | (headers.moved != ""))
         sizes = np.full(len(i), HEADER)

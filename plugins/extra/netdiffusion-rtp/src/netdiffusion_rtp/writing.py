@@ -7,7 +7,7 @@ the next; where there is none at all, from a number that is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Protocol
 
 import attrs
@@ -66,11 +66,19 @@ class Headers:
     second: Array
 
     @classmethod
-    def of(cls, media: Media, faults: Mapping[str, Array], choices: Choices, rng: np.random.Generator) -> Headers:
+    def of(
+        cls,
+        media: Media,
+        faults: Mapping[str, Array],
+        off: Set[str],
+        choices: Choices,
+        rng: np.random.Generator,
+    ) -> Headers:
         """
         Decide.
 
         faults  what `find_faults` found and is to be mended
+        off     rules in whose name nothing is mended
         """
         m, n = media, len(media)
         unsound = faults["rtp.version"] | faults["rtp.header"] | faults["rtp.source"]
@@ -84,16 +92,7 @@ class Headers:
         control |= _due(m, unsound, choices.rtcp_interval_s)
         new = unsound & ~control
 
-        sequence, stamp, moved = m.sequence.copy(), m.stamps.copy(), np.full(n, "", "U32")
-        i = by_source(m, sound)
-        between = np.cumsum(new)
-        _, jump = breaks(m, sound, sequence_far(m))
-        step = 1 + np.diff(between[i], prepend=0) - np.diff(m.sequence[i], prepend=0)
-        _move(sequence, moved, "rtp.sequence", m, i, (jump & faults["rtp.sequence"])[i], step)
-        _, jump = breaks(m, sound, stamps_far(m))
-        step = _ticks(np.diff(m.times[i], prepend=0), m.clocks_hz[i]) - np.diff(m.stamps[i], prepend=0)
-        _move(stamp, moved, "rtp.timestamp", m, i, (jump & faults["rtp.timestamp"])[i], step)
-
+        sequence, stamp, moved = _without_jumps(m, sound, new, off)
         units = int(m.unit.max(initial=-1)) + 1
         main = rng.integers(1, 1 << 32, units)
         keys, count = np.unique(m.unit[sound] << 32 | m.sources[sound], return_counts=True)
@@ -109,13 +108,7 @@ class Headers:
         clock = np.where(video, _VIDEO_HZ, _AUDIO_HZ) if choices.clock_hz is None else np.full(n, choices.clock_hz)
 
         head = np.searchsorted(m.unit, m.unit)
-        gap = np.diff(m.times, prepend=0)
-        gap[head] = _SILENCE_NS
-        starts = gap >= _FRAME_NS
-        times = np.where(video & ~anchor, m.times[np.maximum.accumulate(np.where(starts, np.arange(n), 0))], m.times)
-        ends = np.append(starts[1:], True)[:n]
-        marker = np.where(video, ends, gap >= _SILENCE_NS)
-
+        times, marker = _pace(m, head, video & ~anchor)
         a = _neighbour(head, m.unit, anchor)
         known = a >= 0
         a = np.where(known, a, head)
@@ -211,6 +204,49 @@ class Headers:
         return np.where((last >= 0) & (m.unit[last] == m.unit[packets] ^ 1), last, -1)
 
 
+def _without_jumps(
+    media: Media, sound: Array, new: Array, off: Set[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.str_]]:
+    """
+    Return ``(sequence, stamp, moved)``, n each: the numbers of the sound packets (bool[n]) as if none had jumped, with
+    room for the new ones (bool[n]) between them, and the rule for which each was moved. Where a packet of the unit was
+    cut off, and could not be moved, all stay.
+    """
+    m = media
+    sequence, stamp, moved = m.sequence.copy(), m.stamps.copy(), np.full(len(m), "", "U32")
+    i = by_source(m, sound)
+    key, movable = m.unit[i] << 32 | m.sources[i], ~np.isin(m.unit, m.unit[~m.whole])[i]
+    head = np.searchsorted(key, key)
+    going_on = 1 + np.diff(np.cumsum(new)[i], prepend=0)
+    elapsed = _ticks(np.diff(m.times[i], prepend=0), m.clocks_hz[i])
+    for rule, values, far, step in (
+        ("rtp.sequence", sequence, sequence_far(m), going_on),
+        ("rtp.timestamp", stamp, stamps_far(m), elapsed),
+    ):
+        jump = breaks(m, sound, far)[1][i] & movable & (rule not in off)
+        total = np.cumsum(np.where(jump, step - np.diff(values[i], prepend=0), 0))
+        shift = total - total[head]
+        values[i] += shift
+        moved[i[shift != 0]] = rule
+    return sequence, stamp, moved
+
+
+def _pace(media: Media, head: Array, video: Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """
+    Return ``(times, marker)``, n each: when each packet was sampled, which is one time for all of a picture in video
+    (bool[n]); and whether it is marked: the last of a picture, the first of a talk spurt.
+
+    head  int64[n]  the first packet of the unit
+    """
+    n = len(media)
+    gap = np.diff(media.times, prepend=0)
+    gap[head] = _SILENCE_NS
+    begins = gap >= _FRAME_NS
+    picture = np.maximum.accumulate(np.where(begins, np.arange(n), 0))
+    times = np.where(video, media.times[picture], media.times)
+    return times, np.where(video, np.append(begins[1:], True)[:n], gap >= _SILENCE_NS)
+
+
 def _due(media: Media, new: Array, interval_s: float) -> NDArray[np.bool_]:
     """
     Return bool[n]: of the new packets, the first of each interval but the first.
@@ -222,18 +258,6 @@ def _due(media: Media, new: Array, interval_s: float) -> NDArray[np.bool_]:
         number = (media.times[i] - start) // int(interval_s * 1e9)
         due[i[1:]] = (np.diff(number) > 0) & (np.diff(media.unit[i]) == 0)
     return due
-
-
-def _move(values: Array, moved: Array, rule: str, media: Media, i: Array, jump: Array, step: Array) -> None:
-    """
-    Move the values of packets `i`, which are in the order of sources, so that none jumps: by `step` where one does.
-    """
-    key = media.unit[i] << 32 | media.sources[i]
-    total = np.cumsum(np.where(jump, step, 0))
-    head = np.searchsorted(key, key)
-    shift = total - total[head]
-    values[i] += shift
-    moved[i[shift != 0]] = rule
 
 
 def _neighbour(head: Array, unit: Array, anchor: Array) -> NDArray[np.int64]:
