@@ -1,6 +1,7 @@
 # demo | test | dev | lint | bench | base | sample | clean. Each builds .venv when it is missing or out of date.
 PYTHON ?= python3
 PLUGINS := $(sort $(wildcard plugins/netdiffusion-*))
+EXTRA := $(sort $(wildcard plugins/extra/netdiffusion-*))
 BIN := .venv/bin
 STAMP := .venv/.stamp
 test: export OMP_NUM_THREADS = 1
@@ -19,8 +20,12 @@ demo: $(STAMP)  ## fine-tune on the bundled sample, generate, repair, evaluate, 
 	$(BIN)/netdiff run netdiffusion_core/samples/lab --encoder nprint --rules tcp,udp \
 	    --flows 12 --set backend.steps=120 --output runs/demo --overwrite
 
-test: $(STAMP) .venv/.debian  ## all tests; one distribution's: make test plugin=netdiffusion-nprint
+test: $(STAMP) .venv/.extra .venv/.debian  ## all tests; one distribution's: make test plugin=netdiffusion-nprint
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(if $(plugin),plugins/$(plugin))
+
+.venv/.extra: $(STAMP) $(addsuffix /pyproject.toml,$(EXTRA))
+	$(BIN)/python -m pip install -c constraints.txt $(addprefix -e ./,$(EXTRA))
+	touch $@
 
 .venv/.debian: tools/debian.sh Makefile $(STAMP)
 	tools/debian.sh tshark tcpreplay tcptrace tcpdump iproute2

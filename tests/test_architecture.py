@@ -90,13 +90,13 @@ def test_only_tests_import_the_conformance_kit() -> None:
     """
     It imports pytest, which a user need not have.
     """
-    for path in [*CORE.rglob("*.py"), *PLUGINS.glob("*/src/**/*.py")]:
+    for path in [*CORE.rglob("*.py"), *PLUGINS.glob("**/src/**/*.py")]:
         if path.parent.name not in ("testing", "tests"):
             wrong = [m for m in imports(path) if m.startswith(("netdiffusion_core.testing", "pytest"))]
             assert not wrong, f"{path} imports {wrong}"
 
 
-@pytest.mark.parametrize("folder", sorted(PLUGINS.glob("*/src/*/")), ids=lambda p: p.name)
+@pytest.mark.parametrize("folder", sorted(PLUGINS.glob("**/src/*/")), ids=lambda p: p.name)
 def test_a_plugin_imports_the_core_and_no_other_plugin(folder: Path) -> None:
     for path in folder.rglob("*.py"):
         others = [m for m in imports(path) if m.startswith("netdiffusion_")]

@@ -1,0 +1,3 @@
+"""
+Rules of the Domain Name System: messages, and conversations of questions and answers.
+"""

@@ -1,0 +1,75 @@
+"""
+Who asks, and which question an answer belongs to: for all flows at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netdiffusion_core.model import Traffic
+
+from .messages import QR, Messages, question_octets
+
+Array = NDArray[Any]
+
+
+def matches(traffic: Traffic, messages: Messages, asked: Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """
+    Find for each response the question that it answers: the last query before it, of the other side of the same flow,
+    with the same ID. Return ``(query, repeats)``: its index among the messages, -1 for none, and whether the response
+    repeats its question, where both were captured and the response has one. Names may differ in case (RFC 4343).
+
+    asked  bool[n]  the queries that count
+    """
+    m, n = messages, len(messages)
+    response = (m.flags & QR > 0) & m.headed
+    asker = m.forth ^ response  # whose question this message is or answers
+    order = np.lexsort((np.arange(n), m.ids, asker, m.flows))
+    key = np.column_stack([m.flows, asker, m.ids])[order]
+    head = np.ones(n, bool)
+    head[1:] = (key[1:] != key[:-1]).any(1)
+    begin = np.maximum.accumulate(np.where(head, np.arange(n), 0))
+    last = np.maximum.accumulate(np.where((asked & ~response)[order], np.arange(n), -1))
+    query = np.full(n, -1)
+    query[order] = np.where((last >= begin) & response[order], order[last], -1)
+
+    repeats = np.ones(n, bool)
+    i = np.flatnonzero((query >= 0) & (m.questions > 0))
+    i = i[m.questions[query[i]] > 0]
+    octets = question_octets(traffic.data, m.at, m.questions)
+    repeats[i] = (_lower(octets[i]) == _lower(octets[query[i]])).all(1)
+    return query, repeats
+
+
+def _lower(octets: Array) -> NDArray[np.uint8]:
+    """
+    Return ASCII letters in lower case. Lengths of labels are below them; type and class change alike on both sides.
+    """
+    return octets + 32 * ((octets >= 65) & (octets <= 90)).astype(np.uint8)
+
+
+def turns(flows: Array, query: Array, response: Array) -> NDArray[np.int64]:
+    """
+    Return which message each response (bool[n]) answers: the oldest query (bool[n]) of the flow that is still open, or
+    the last one again where all are answered. Each response has a query before it. int64[n], -1 for other messages.
+
+    That is, with r responses and q queries before it, ``a(r) = min(a(r - 1) + 1, q - 1)``, which is r + min(0, min over
+    all responses so far of q - 1 - r).
+
+    flows  int64[n], rising
+    """
+    n = len(flows)
+    answered = np.full(n, -1)
+    if not response.any():
+        return answered
+    head = np.searchsorted(flows, flows)
+    r, q = (np.cumsum(mask) - mask for mask in (response, query))
+    first, r, q = q[head], r - r[head], q - q[head]
+    rank = np.unique(flows, return_inverse=True)[1]
+    late = np.where(response, np.minimum(q - 1 - r, 0), 0) - rank * (n + 1)  # keeps the flows apart
+    turn = r + np.minimum.accumulate(late) + rank * (n + 1)
+    answered[response] = np.flatnonzero(query)[(first + turn)[response]]
+    return answered

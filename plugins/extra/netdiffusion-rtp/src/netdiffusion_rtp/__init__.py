@@ -1,0 +1,3 @@
+"""
+Rules of the Real-time Transport Protocol and of its control protocol.
+"""
