@@ -78,6 +78,21 @@ def number(value: float | None) -> str:
     return text.replace("-", "−", 1) if value < 0 else text
 
 
+def plus_minus(value: float | None, deviation: float | None) -> str:
+    """
+    Write a figure and its standard deviation, where that is known: ``0.812 ± 0.013``.
+    """
+    return number(value) if deviation is None else f"{number(value)} ± {number(deviation)}"
+
+
+def spread(score: Score) -> float | None:
+    """
+    Return the standard deviation over repeats of the measurement, ``detail["spread"]``, where the evaluator tells it.
+    """
+    told = score.detail.get("spread")
+    return float(told) if isinstance(told, (int, float)) and math.isfinite(told) else None
+
+
 def ideal(score: Score) -> float | None:
     """
     Return the best value that the figure could have, None where that is unbounded or there is no goal.
