@@ -23,7 +23,7 @@ test: $(STAMP) .venv/.debian  ## all tests; one distribution's: make test plugin
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(if $(plugin),plugins/$(plugin))
 
 .venv/.debian: tools/debian.sh Makefile $(STAMP)
-	tools/debian.sh tshark tcpreplay tcptrace tcpdump iproute2
+	tools/debian.sh tshark tcpreplay tcptrace tcpdump iproute2 chromium
 	touch $@
 
 lint: $(STAMP)

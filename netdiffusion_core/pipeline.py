@@ -281,7 +281,7 @@ def judge(
             started=started,
         )
         for key in ("backend", "backend_options", "flows"):  # they took no part
-            del document["config"][key]
+            document["config"].pop(key, None)
         report.write_report(
             folder,
             rows=scores,

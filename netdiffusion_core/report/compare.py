@@ -119,24 +119,16 @@ class Comparison:
         Put reports into columns: runs in the order given, their floor, their baselines; so for each yardstick.
         """
         yards = _groups(reports, lambda report: report.yardstick)
-        columns = []
-        for yard in yards:
-            note = yard[0].name if len(yards) > 1 else ""
-            for same in _groups(yard, lambda report: {"ours": report.ours, **report.recipe}):
-                columns.append(_column("ours", same[0].ours, _run_names(same), [(r, r.rows[r.ours]) for r in same]))
-            columns.append(_column("floor", "floor", note, [(r, _floors(r.rows[r.ours])) for r in yard]))
-            for name in dict.fromkeys(name for r in yard for name in r.rows if name != r.ours):
-                scores = [(r, r.rows[name]) for r in yard if name in r.rows and name != r.ours]
-                columns.append(_column("baseline", name, note, scores))
+        blocks = [_block(yard, yard[0].name if len(yards) > 1 else "") for yard in yards]
         every = [score for report in reports for scores in report.rows.values() for score in scores]
         known = {score.name: score for score in reversed(every)}
         keys = dict.fromkeys(key for report in reports for key in report.yardstick)
         differs = [key for key in keys if len({_canonical(r.yardstick.get(key)) for r in reports}) > 1]
         return cls(
-            columns=tuple(columns),
+            columns=tuple(column for block in blocks for column in block),
             figures=tuple(
-                Figure(name=name, goal=score.goal, summary=score.summary, best=_best(name, score.goal, columns))
-                for name, score in ((name, known[name]) for name in dict.fromkeys(s.name for s in every))
+                Figure(name=name, goal=known[name].goal, summary=known[name].summary, best=_best(known[name], blocks))
+                for name in dict.fromkeys(score.name for score in every)
             ),
             differences=tuple(differs),
         )
@@ -195,6 +187,20 @@ def _read(folder: Path, name: str) -> Report:
         raise DataError(f"{path} is damaged ({error}); run netdiff run again") from None
 
 
+def _block(reports: Sequence[Report], note: str) -> list[Column]:
+    """
+    Return the columns of reports that are measured alike: the runs, their floor, their baselines.
+    """
+    columns = []
+    for same in _groups(reports, lambda report: {"ours": report.ours, **report.recipe}):
+        columns.append(_column("ours", same[0].ours, _run_names(same), [(r, r.rows[r.ours]) for r in same]))
+    columns.append(_column("floor", "floor", note, [(r, _floors(r.rows[r.ours])) for r in reports]))
+    for name in dict.fromkeys(name for r in reports for name in r.rows if name != r.ours):
+        scores = [(r, r.rows[name]) for r in reports if name in r.rows and name != r.ours]
+        columns.append(_column("baseline", name, note, scores))
+    return columns
+
+
 def _score(document: Mapping[str, Any]) -> Score:
     values: dict[str, Any] = {k: _UNBOUNDED.get(k) if v is None else v for k, v in document.items()}
     return Score(**values)
@@ -233,16 +239,20 @@ def _cell(scores: Sequence[Score]) -> Cell:
     return Cell(values[0], spread(scores[0]), 1) if values else Cell(math.nan, None, 0)
 
 
-def _best(name: str, goal: str, columns: Sequence[Column]) -> tuple[int, ...]:
+def _best(score: Score, blocks: Sequence[Sequence[Column]]) -> tuple[int, ...]:
     """
-    Return which columns have the best mean; none where no way is better, or nothing is to be chosen from.
+    Return which columns have the best mean of this figure among those that are measured alike; none where no way is
+    better, or nothing is to be chosen from.
     """
-    means = {i: c.cells[name].mean for i, c in enumerate(columns) if name in c.cells and c.kind != "floor"}
-    means = {i: mean for i, mean in means.items() if not math.isnan(mean)}
-    if goal == "none" or len(means) < 2:
-        return ()
-    best = max(means.values()) if goal == "maximize" else min(means.values())
-    return tuple(i for i, mean in means.items() if mean == best)
+    best, before = [], 0
+    for block in blocks:
+        cells = {i: c.cells[score.name] for i, c in enumerate(block, before) if score.name in c.cells}
+        means = {i: cell.mean for i, cell in cells.items() if block[i - before].kind != "floor" and cell.count}
+        if score.goal != "none" and len(means) > 1:
+            top = max(means.values()) if score.goal == "maximize" else min(means.values())
+            best += [i for i, mean in means.items() if mean == top]
+        before += len(block)
+    return tuple(best)
 
 
 def _groups(reports: Iterable[Report], key: Any) -> list[list[Report]]:

@@ -80,9 +80,11 @@ def number(value: float | None) -> str:
 
 def plus_minus(value: float | None, deviation: float | None) -> str:
     """
-    Write a figure and its standard deviation, where that is known: ``0.812 ± 0.013``.
+    Write a figure and its standard deviation, where that is known, in two digits: ``0.812 ± 0.013``.
     """
-    return number(value) if deviation is None else f"{number(value)} ± {number(deviation)}"
+    if deviation is None:
+        return number(value)
+    return f"{number(value)} ± {deviation:{',.0f' if deviation >= 100 else '.2g'}}"
 
 
 def spread(score: Score) -> float | None:

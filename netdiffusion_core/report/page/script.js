@@ -65,16 +65,20 @@ for (const kind of ["pointermove", "pointerdown"]) document.addEventListener(kin
 // select: the flow and its counterpart, eight pixels a bit, under the names of the fields
 const zoom = document.getElementById("zoom");
 const SCALE = 8;
-const make = (tag, text, width) => {
+const make = (tag, text, width, title = text) => {
   const element = document.createElement(tag);
-  element.textContent = element.title = text;
+  element.textContent = text;
+  element.title = title;
   if (width) element.style.width = `${width}px`;
   return element;
 };
 all(".strip").forEach((strip) => strip.addEventListener("click", (event) => {
   const section = strip.closest(".class"), box = strip.getBoundingClientRect();
   const names = make("div", "", fieldOf.length * SCALE);
-  names.append(...fields.map(([name, bits]) => make("span", name, bits * SCALE)));
+  names.append(...fields.map(([name, bits], f) => {
+    const [header, rest] = name.split("."), again = f && fields[f - 1][0].startsWith(`${header}.`);
+    return make("span", again ? rest : name, bits * SCALE, name);
+  }));
   const body = zoom.querySelector(".zoomed");
   body.replaceChildren(names);
   section.querySelectorAll(`.strip[data-index="${strip.dataset.index}"]`).forEach((each) => {
