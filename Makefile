@@ -28,7 +28,7 @@ test: $(STAMP) .venv/.extra .venv/.debian  ## all tests; one distribution's: mak
 	touch $@
 
 .venv/.debian: tools/debian.sh Makefile $(STAMP)
-	tools/debian.sh tshark tcpreplay tcptrace tcpdump iproute2
+	tools/debian.sh tshark tcpreplay tcptrace tcpdump iproute2 chromium
 	touch $@
 
 lint: $(STAMP)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import attrs
 
+from . import gates
 from .errors import ConfigError, did_you_mean
 from .options import Text, build
 
@@ -49,6 +50,10 @@ def _optional_strings(value: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if value is None else _strings(value)
 
 
+def _gates(instance: Any, attribute: Any, value: tuple[str, ...]) -> None:
+    gates.parse(value)
+
+
 def _path(value: Any) -> Path | None:
     return None if value is None else Path(value)
 
@@ -70,6 +75,7 @@ class RunConfig:
     rules_off          ids of single rules that are neither checked nor repaired, ``rules.off``
     evaluators         None: all that are installed
     compare            backends for comparison rows of the report; None: all installed baselines; empty: none
+    gate               what figures must reach, such as ``utility.macro_f1>=0.8``; the results do not depend on it
     """
 
     data: Path | None = attrs.field(default=None, converter=_path)
@@ -89,12 +95,13 @@ class RunConfig:
     evaluators: tuple[str, ...] | None = attrs.field(default=None, converter=_optional_strings)
     evaluators_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     compare: tuple[str, ...] | None = attrs.field(default=None, converter=_optional_strings)
+    gate: tuple[str, ...] = attrs.field(default=(), converter=_strings, validator=_gates)
 
     def digest(self) -> str:
         """
-        Return the SHA-256 of all settings but the output's name.
+        Return the SHA-256 of all settings that results depend on: all but the output's name and the gates.
         """
-        return hashlib.sha256(to_toml(attrs.evolve(self, output=Path("-"))).encode()).hexdigest()
+        return hashlib.sha256(to_toml(attrs.evolve(self, output=Path("-"), gate=())).encode()).hexdigest()
 
 
 @attrs.frozen(kw_only=True)

@@ -467,7 +467,8 @@ class Score:
     lower, upper  the bounds of any possible value
     floor         the same figure for real against real traffic: what a perfect generator would get
     summary       one plain sentence: what was measured
-    detail        JSON-able extra: per class, per field, histograms
+    detail        JSON-able extra: per class, per field, histograms; ``spread``, the standard deviation over repeats of
+                  the measurement, is shown beside the value
     """
 
     name: str

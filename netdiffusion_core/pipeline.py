@@ -23,7 +23,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from . import dataset, manifest, repairs, storage
+from . import dataset, gates, manifest, repairs, storage
 from .capture import assemble, read_capture, write_capture
 from .capture.pcapfile import is_capture
 from .config import RunConfig, plain, to_toml
@@ -42,6 +42,7 @@ Repairs = tuple[Repair, ...]
 TEST_SHARE = 0.3
 MIN_TRAIN, MIN_TEST = 2, 1
 DEFAULT_FLOWS = 100
+REHEARSAL_FLOWS = 6
 MODEL_INDEX, MODEL_WEIGHTS = "model.json", "weights"
 
 logger = logging.getLogger("netdiffusion")
@@ -79,6 +80,7 @@ class RunResult:
     synthetic   the generated traffic, as written to ``folder/synthetic``
     violations  what the rules still find in it
     repairs     what the rules changed in the model's output
+    gates       which of `config.gate` hold, see `gates.judge`
     manifest    what ``folder/manifest.json`` says
     """
 
@@ -87,7 +89,19 @@ class RunResult:
     synthetic: Traffic
     violations: tuple[Violation, ...]
     repairs: Repairs
+    gates: Sequence[Mapping[str, Any]]
     manifest: Mapping[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class Judgement:
+    """
+    scores  the scores of the synthetic captures under the name ``synthetic``, baselines behind it
+    gates   which of `config.gate` hold, see `gates.judge`
+    """
+
+    scores: Mapping[str, tuple[Score, ...]]
+    gates: Sequence[Mapping[str, Any]]
 
 
 def run(
@@ -124,6 +138,8 @@ def run(
             real = split(traffic, context)
             row |= {"train": len(real.train.flows), "test": len(real.test.flows)}
             classes = class_table(real)
+            if config.gate:
+                gates.require_figures(config.gate, [*figures(real, parts.evaluators, context), repairs.FIGURE])
         with course.stage("encode", config.encoder) as row:
             train, test = (encode(t, parts.encoder, progress) for t in (real.train, real.test))
             for name, encoded in (("train", train), ("test", test)):
@@ -172,6 +188,7 @@ def run(
 
                 scores[name] = _keep_scores(course, name, judge_baseline)
 
+        judged = gates.judge(config.gate, {s.name: s.value for s in scores[config.backend]})
         with course.stage("report"):
             document = manifest.build(
                 config=config,
@@ -196,9 +213,9 @@ def run(
                 repairs=repairs.summary(ours.repairs, all_rules(parts.rules), len(ours.traffic)),
                 manifest=document,
                 classes=classes,
+                gates=judged,
             )
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        (folder / "manifest.json").write_text(text, encoding="utf-8")
+        write_manifest(folder, document)
     plugins.notify("netdiffusion_run_finished", folder=config.output, manifest=document)
     return RunResult(
         folder=config.output,
@@ -206,8 +223,78 @@ def run(
         synthetic=ours.traffic,
         violations=violations,
         repairs=ours.repairs,
+        gates=judged,
         manifest=document,
     )
+
+
+def judge(
+    config: RunConfig, synthetic: Path, plugins: Plugins, progress: Progress = silent, folder: Path | None = None
+) -> Judgement:
+    """
+    Measure captures from anywhere, labelled like `config.data`, against these; no model takes part but the baselines
+    of `config.compare`, which are trained on the real training flows.
+
+    folder  where to write report.html, report.json and manifest.json; it must exist
+
+    Raises DataError when the two have no class in common, and what the stages raise.
+    """
+    from . import report
+
+    started = datetime.now(UTC)
+    encoder, config = prepare_encoder(config, plugins)
+    rules, config = prepare_rules(config, plugins)
+    evaluators, config = prepare_evaluators(config, plugins)
+    baselines = [(name, plugins.create("backend", name)) for name in dict.fromkeys(config.compare or ())]
+    context = Context(seed=config.seed, progress=progress, encoder=encoder, rules=rules)
+
+    traffic = load(config, plugins, progress)
+    real = split(traffic, context)
+    other = attrs.evolve(config, data=synthetic, labels=None, classes=())
+    made = same_classes(traffic, load(other, plugins, progress))
+    if config.gate:
+        gates.require_figures(config.gate, figures(real, evaluators, context))
+
+    scores = {"synthetic": evaluate(real, made, evaluators, context)}
+    train = encode(real.train, encoder, progress)
+    for name, baseline in baselines:
+        fit(baseline, train, context)
+        counts = counts_by_label(made.flows.labels)
+        labels = tuple(label for label, n in counts.items() for _ in range(n))
+        seed = stream_seed(config.seed, "generate")
+        request = SampleRequest(labels=labels, max_packets=config.max_packets, seed=seed)
+        flows = synthesize(baseline, encoder, rules, request, context)
+        scores[name] = evaluate(real, flows.traffic, evaluators, context)
+    judged = gates.judge(config.gate, {s.name: s.value for s in scores["synthetic"]})
+    if folder is not None:
+        document = manifest.build(
+            config=config,
+            plugins=plugins,
+            components={
+                "encoder": config.encoder,
+                "rules": [name for name, _ in rules],
+                "evaluators": [name for name, _ in evaluators],
+                "compare": [name for name, _ in baselines],
+            },
+            inputs=input_files(traffic, require_data(config)) | {"synthetic": input_files(made, synthetic)},
+            stages=(),
+            started=started,
+        )
+        for key in ("backend", "backend_options", "flows"):  # they took no part
+            document["config"].pop(key, None)
+        report.write_report(
+            folder,
+            rows=scores,
+            real=encode(real.test, encoder, progress),
+            synthetic=encode(made, encoder, progress),
+            violations=check(made, rules),
+            repairs=None,
+            manifest=document,
+            classes=class_table(real),
+            gates=judged,
+        )
+        write_manifest(folder, document)
+    return Judgement(scores=scores, gates=judged)
 
 
 # --- what the stages work with ----------------------------------------------------------------------------------
@@ -486,6 +573,40 @@ def evaluate(
     return tuple(scores)
 
 
+def figures(real: RealTraffic, evaluators: Sequence[tuple[str, Evaluator]], context: Context) -> list[str]:
+    """
+    Return the names of all figures that a run will measure: what evaluators say of a few real flows, in seconds.
+    """
+    few = []
+    for traffic in (real.train, real.test):
+        labels = traffic.flows.labels
+        first = [np.flatnonzero(labels == label)[:REHEARSAL_FLOWS] for label in np.unique(labels)]
+        few.append(traffic.select_flows(np.concatenate(first)))
+    quiet = attrs.evolve(context, progress=silent)
+    return [s.name for s in evaluate(RealTraffic(train=few[0], test=few[1]), few[1], evaluators, quiet)]
+
+
+def same_classes(real: Traffic, synthetic: Traffic) -> Traffic:
+    """
+    Return the synthetic flows of classes that are among the real ones, and warn of what only one of the two has.
+
+    Raises DataError when they have none in common.
+    """
+    ours, theirs = (np.unique(t.flows.labels).tolist() for t in (real, synthetic))
+    common = sorted(set(ours) & set(theirs))
+    if not common:
+        hint = next((h for label in theirs if (h := did_you_mean(label, ours))), "")
+        raise DataError(
+            f"no class is in both: the real captures have {', '.join(ours)}; the synthetic ones have "
+            f"{', '.join(theirs)}.{hint} Name the synthetic folders like the real classes"
+        )
+    if missing := sorted(set(ours) - set(theirs)):
+        logger.warning("no synthetic flows of %s: not measured", ", ".join(missing))
+    if extra := sorted(set(theirs) - set(ours)):
+        logger.warning("no real flows of %s: left out", ", ".join(extra))
+    return synthetic.select_flows(np.isin(synthetic.flows.labels, common))
+
+
 # --- models -----------------------------------------------------------------------------------------------------
 
 
@@ -633,7 +754,7 @@ def work(config: RunConfig, inputs: Mapping[str, Any], plugins: Plugins) -> dict
     Return what decides a run's result: an interrupted run goes on only with the same.
     """
     return {
-        "settings": plain(attrs.asdict(attrs.evolve(config, output=Path("-")))),
+        "settings": plain(attrs.asdict(attrs.evolve(config, output=Path("-"), gate=()))),
         "data": dict(inputs),
         "versions of plugins": manifest.versions(plugins),
     }
@@ -646,6 +767,14 @@ def input_files(traffic: Traffic, data: Path) -> dict[str, Any]:
     base = data if data.is_dir() else data.parent
     files = [base / source for source in np.unique(traffic.flows.sources).tolist() if (base / source).is_file()]
     return {"data": str(data), "files": len(files), "sha256": manifest.files_digest(files, base)}
+
+
+def write_manifest(folder: Path, document: Mapping[str, Any]) -> None:
+    """
+    Write manifest.json into a folder.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def class_table(real: RealTraffic) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from .model import Encoded, Repair, Rule, Score, Traffic, numbers
 WORD_BITS = 32
 """A field of more bits than an integer holds is recorded in words of so many, ``tcp.opt.0`` first."""
 
+FIGURE = "repairs.bits"
 _CHECKSUMS = ".cksum"  # they follow from everything else, drawn addresses included
 
 
@@ -141,12 +142,12 @@ def bits_per_packet(repairs: Iterable[Repair], packets: int) -> float:
 
 def score(repairs: Iterable[Repair], packets: int, floor: float) -> Score:
     """
-    Return the figure ``repairs.bits``: a model that needs fewer repairs is a better model.
+    Return the figure `FIGURE`: a model that needs fewer repairs is a better model.
 
     floor  the same for real flows that were encoded and went the same way
     """
     return Score(
-        name="repairs.bits",
+        name=FIGURE,
         value=bits_per_packet(repairs, packets),
         goal="minimize",
         lower=0,

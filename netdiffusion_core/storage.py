@@ -98,7 +98,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     return read_json(folder / INDEX, ("layout", "encoder", "labels"), "netdiff encode")
 
 
-def read_json(path: Path, keys: tuple[str, ...], maker: str) -> dict[str, Any]:
+def read_json(path: Path, keys: tuple[str, ...], maker: str, format_version: int = FORMAT) -> dict[str, Any]:
     """
     Read a JSON file of ours. Raises DataError when it is missing, damaged, of another format or lacks a key.
     """
@@ -108,8 +108,13 @@ def read_json(path: Path, keys: tuple[str, ...], maker: str) -> dict[str, Any]:
         raise DataError(f"{path.parent} was not made by {maker}: it has no {path.name}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); run {maker} again") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT or not all(k in document for k in keys):
-        raise DataError(f"{path} is of another version of netdiff, or damaged; run {maker} again")
+    if not isinstance(document, dict) or "format" not in document or not all(k in document for k in keys):
+        raise DataError(f"{path} is damaged, or was not made by {maker}; run {maker} again")
+    if document["format"] != format_version:
+        raise DataError(
+            f"{path} is of another version of netdiff: it has format {document['format']}, and this one reads "
+            f"{format_version}; run {maker} again"
+        )
     return document
 
 

@@ -15,6 +15,7 @@ PLUGINS = Path(__file__).parents[1] / "plugins"
 LIGHT = [
     "__init__",
     "errors",
+    "gates",
     "specs",
     "context",
     "hookspecs",

@@ -197,11 +197,11 @@ def test_a_name_that_is_not_unicode_does_not_stop_the_report(tmp_path: Path) -> 
 
 def test_what_the_layout_or_a_side_lacks_is_left_out(tmp_path: Path) -> None:
     _, html = report(tmp_path)
-    assert html.count('class="stems"') == 3 + 4 + 3 + 2  # one a picture: four flows of a class and side at most
+    assert html.count('<figure class="graph') == 3 + 4 + 3 + 2  # one a picture: four flows of a class and side at most
     assert html.count('<figure class="plot"') == 2 * 3
     paper = Layout(name="bits only", version=1, fields=(("ipv4.tl", 16), ("ipv6.len", 16), ("tcp.sprt", 16)))
     _, html = report(tmp_path, real=encoded(["a", "b"], layout=paper), synthetic=encoded(["b", "c"], layout=paper))
-    assert 'class="stems"' not in html
+    assert '<figure class="graph' not in html
     assert html.count('<figure class="plot"') == 3 * 2
     assert html.count("no flows") == 2  # none synthetic of a, none real of c
 

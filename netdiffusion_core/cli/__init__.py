@@ -20,7 +20,7 @@ import typer
 from .. import __version__
 from ..errors import NetDiffusionError
 from ..plugins import Plugins
-from . import check, config, decode, encode, evaluate, fit, generate, plugins, render, repair, rules, run
+from . import check, compare, config, decode, encode, evaluate, fit, generate, plugins, render, repair, rules, run
 from .common import command
 
 
@@ -60,6 +60,7 @@ def build_app() -> typer.Typer:
     command(app)(repair.repair)
     command(app)(check.check)
     command(app)(evaluate.evaluate)
+    command(app)(compare.compare)
     command(app)(render.render)
     for name, module, text in (
         ("plugins", plugins, "See what is installed."),

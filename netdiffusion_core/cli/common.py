@@ -75,6 +75,10 @@ ServerNet = Annotated[str | None, typer.Option("--server-net", help="Networks of
 EvaluatorNames = Annotated[
     str | None, typer.Option("--evaluators", help="Evaluators by comma.", autocompletion=_complete("evaluator"))
 ]
+Gate = Annotated[
+    list[str] | None,
+    typer.Option("--gate", metavar="GATE", help="Exit with 1 unless it holds, such as utility.macro_f1>=0.8."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 _CONFIG = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration instead of ./netdiff.toml.")]
@@ -189,6 +193,16 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     print_table(table)
+
+
+def exit_code(judged: Sequence[Mapping[str, Any]]) -> int:
+    """
+    Say which gates were missed, and return the exit code; see `gates.judge`.
+    """
+    missed = [row["sentence"] for row in judged if not row["holds"]]
+    for sentence in missed:
+        logger.error("%s", sentence)
+    return 1 if missed else 0
 
 
 def print_table(table: Any) -> None:

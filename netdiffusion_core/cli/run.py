@@ -17,6 +17,7 @@ from .common import (
     EncoderName,
     EvaluatorNames,
     Flows,
+    Gate,
     Json,
     Labels,
     MaxPackets,
@@ -28,6 +29,7 @@ from .common import (
     Seed,
     ServerNet,
     Session,
+    exit_code,
     print_table,
 )
 
@@ -48,6 +50,7 @@ def run(
     compare: Annotated[
         str | None, typer.Option("--compare", help='Backends for comparison rows; "" for none, baselines by default.')
     ] = None,
+    gate: Gate = None,
     flows: Flows = None,
     max_packets: MaxPackets = None,
     seed: Seed = None,
@@ -57,7 +60,7 @@ def run(
     overwrite: Overwrite = False,
     resume: Resume = False,
     json: Json = False,
-) -> None:
+) -> int:
     """
     Train on labelled captures, write synthetic pcaps and a report: the whole way at once.
 
@@ -73,6 +76,7 @@ def run(
         rules=rules,
         evaluators=evaluators,
         compare=compare,
+        gate=gate,
         flows=flows,
         max_packets=max_packets,
         seed=seed,
@@ -89,3 +93,4 @@ def run(
         print((result.folder / "report.json").read_text(encoding="utf-8"), end="")
     else:
         print_table(score_table(result.scores))
+    return exit_code(result.gates)

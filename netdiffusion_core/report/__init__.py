@@ -11,13 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from ..model import Encoded, Score, Violation
-from .html import report_html
+from ..model import Encoded, Score, Violation, counts_by_label
+from .compare import Comparison, read_runs
+from .html import comparison_html, report_html
 from .image import render_png
 from .json import report_json
-from .table import score_table
+from .table import comparison_table, score_table
 
-__all__ = ["render_png", "score_table", "write_report"]
+__all__ = [
+    "Comparison",
+    "comparison_html",
+    "comparison_table",
+    "read_runs",
+    "render_png",
+    "score_table",
+    "write_report",
+]
 
 
 def write_report(
@@ -27,9 +36,10 @@ def write_report(
     real: Encoded,
     synthetic: Encoded,
     violations: Sequence[Violation],
-    repairs: Sequence[Mapping[str, Any]],
+    repairs: Sequence[Mapping[str, Any]] | None,
     manifest: Mapping[str, Any],
     classes: Sequence[Mapping[str, Any]] = (),
+    gates: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """
     Write report.json and report.html into an existing folder: both whole, or neither.
@@ -38,15 +48,17 @@ def write_report(
     real        the held-out real flows that pictures and distributions show
     synthetic   the generated flows, in the same layout
     violations  what the rule sets still find in the synthetic traffic
-    repairs     one row a rule that changed something, see `repairs.summary`
+    repairs     one row a rule that changed something, see `repairs.summary`; None: no rule was applied
     manifest    configuration, versions, digests, timings: shown as it is
     classes     one row a class of the data table: ``label``, numbers of flows and packets
+    gates       what figures had to reach, see `gates.judge`
 
     Raises RunError when the folder cannot be written.
     """
+    flows = {"real": counts_by_label(real.labels), "synthetic": counts_by_label(synthetic.labels)}
     texts = {
-        "report.json": report_json(rows, violations, repairs, manifest, classes),
-        "report.html": report_html(rows, real, synthetic, violations, repairs, manifest, classes),
+        "report.json": report_json(rows, flows, violations, repairs, manifest, classes, gates),
+        "report.html": report_html(rows, real, synthetic, violations, repairs, manifest, classes, gates),
     }
     drafts = {folder / name: folder / f".{name}.partial" for name in texts}
     try:

@@ -1,5 +1,5 @@
 """
-Flows as pictures, timelines and distributions: PNGs and SVG paths for report.html.
+Flows as pictures, timelines and distributions: PNGs, rows of a flow graph and SVG paths for report.html.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model import Encoded, Layout
+from ..model import MISSING, Encoded, Layout
 from .image import packet_image
 
 FLOWS_SHOWN = 4
@@ -24,12 +24,13 @@ PACKETS_SHOWN = 64
 BOX = {"width": 340, "height": 170, "left": 34, "right": 332, "top": 8, "bottom": 146}
 """A distribution plot and its frame, in SVG units."""
 
-STEM_WIDTH, STEM_HEIGHT, GAP_HEIGHT = 8, 30, 18
-"""A packet of a timeline is this wide; the longest stem and the highest gap bar are this high."""
+FULL_BYTES = 1500
+"""The size of a packet whose bar in a timeline takes the whole width."""
 
-STEM_BYTES = 1500
-GAP_US = (1.0, 1e8)
-"""What the longest stem stands for, and the logarithmic range of the gap bars: 1 microsecond to 100 seconds."""
+FLAGS = {
+    "tcp.syn": "SYN", "tcp.fin": "FIN", "tcp.rst": "RST", "tcp.psh": "PSH", "tcp.urg": "URG", "tcp.ackf": "ACK",
+}  # fmt: skip
+"""TCP flags by field, in Wireshark's words."""
 
 
 # --- packets ----------------------------------------------------------------------------------------------------
@@ -90,17 +91,15 @@ def class_view(label: str, sides: Mapping[str, Side], plots: Sequence[Plot]) -> 
     """
     flows = {name: np.flatnonzero(side.encoded.labels == label) for name, side in sides.items()}
     shown = {name: typical(flows[name], side.encoded.lengths) for name, side in sides.items()}
-    packets = [sides[name].encoded.lengths[i] for name in sides for i in shown[name]]
-    longest = min(PACKETS_SHOWN, max([24, *packets]))
     return {
         "label": label,
         "counts": {name: len(f) for name, f in flows.items()},
-        "flows": {name: [flow_view(side, i, longest) for i in shown[name]] for name, side in sides.items()},
+        "flows": {name: [flow_view(side, i) for i in shown[name]] for name, side in sides.items()},
         "plots": [plot.draw({name: plot.values(side, flows[name]) for name, side in sides.items()}) for plot in plots],
     }
 
 
-def flow_view(side: Side, flow: int, longest: int) -> dict[str, Any]:
+def flow_view(side: Side, flow: int) -> dict[str, Any]:
     """
     One flow as a picture and, where the layout tells direction, size and time, as a timeline.
     """
@@ -113,37 +112,43 @@ def flow_view(side: Side, flow: int, longest: int) -> dict[str, Any]:
         "shown": shown.stop - shown.start,
         "png": "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode(),
         "seconds": None if side.gaps_us is None else float(np.maximum(side.gaps_us[whole], 0).sum() / 1e6),
-        "timeline": timeline(side, shown, longest),
+        "timeline": timeline(side, shown),
     }
 
 
-def timeline(side: Side, packets: slice, longest: int) -> dict[str, Any] | None:
+def timeline(side: Side, packets: slice) -> list[dict[str, Any]] | None:
     """
-    Draw packets one by one: a stem as long as the packet is large, upwards from the initiator, downwards from the
-    responder; below it a bar for the time since the packet before. The drawing has room for `longest` packets.
+    Return one row a packet, as a flow graph tells it: seconds since the first, who sent it, its size, and what it is.
     """
     if side.sizes is None or side.gaps_us is None or side.directions is None:
         return None
-    x = np.arange(packets.stop - packets.start) * STEM_WIDTH + STEM_WIDTH / 2
-    stem = 3 + np.clip(side.sizes[packets] / STEM_BYTES, 0, 1) * (STEM_HEIGHT - 3)
-    gap = np.clip(side.gaps_us[packets], *GAP_US)
-    bar = np.log10(gap / GAP_US[0]) / np.log10(GAP_US[1] / GAP_US[0]) * GAP_HEIGHT
-    middle, ground = STEM_HEIGHT + 1, 2 * STEM_HEIGHT + GAP_HEIGHT + 8
-    return {
-        "width": STEM_WIDTH * longest,
-        "height": ground + 1,
-        "middle": middle,
-        "ground": ground,
-        "stems": segments(x, middle, np.where(side.directions[packets] == 1, stem, -stem)),
-        "gaps": segments(x, ground, -bar),
-    }
+    seconds = np.maximum(side.gaps_us[packets], 0).cumsum() / 1e6
+    sizes, directions = side.sizes[packets].tolist(), side.directions[packets].tolist()
+    return [
+        {
+            "seconds": f"{at:.6f}",
+            "back": direction == 1,
+            "text": f"{name} {size:,}",
+            "percent": round(100 * min(max(size, 0) / FULL_BYTES, 1)),
+        }
+        for at, direction, size, name in zip(
+            seconds.tolist(), directions, sizes, packet_names(side.encoded, packets), strict=True
+        )
+    ]
 
 
-def segments(x: NDArray[Any], y: float, length: NDArray[Any]) -> str:
+def packet_names(encoded: Encoded, packets: slice) -> list[str]:
     """
-    Return an SVG path of vertical lines.
+    Name each packet by its TCP flags, where it has any, else by its transport header.
     """
-    return "".join(f"M{a:g} {y:g}v{b:.1f}" for a, b in zip(x, length, strict=True))
+    names = []
+    spans = encoded.layout.spans()
+    transports = [header for header in encoded.layout.headers if header not in ("ipv4", "ipv6", "trace")]
+    for row in encoded.rows[packets]:
+        flags = [word for field, word in FLAGS.items() if field in spans and row[spans[field].start] == 1]
+        present = [header.upper() for header in transports if row[spans[header].start] != MISSING]
+        names.append(", ".join(flags) or " ".join(present) or "IP")
+    return names
 
 
 # --- distributions ----------------------------------------------------------------------------------------------

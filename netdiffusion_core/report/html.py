@@ -1,13 +1,14 @@
 """
 report.html: one file without any outside resource, for people.
 
-This module turns scores into table cells and drawing.py flows into SVG paths; template.html holds every word, style and
-tag, with autoescaping on, so that a label with markup in it is shown as text.
+This module turns scores into table cells and drawing.py flows into pictures; the folder ``page`` holds every word,
+style and tag, with autoescaping on, so that a label with markup in it is shown as text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -16,11 +17,14 @@ import numpy as np
 
 from .. import __version__
 from ..model import Encoded, Score, Violation
+from .compare import Comparison
 from .drawing import BOX, PACKETS_SHOWN, Side, class_view, distributions, headers
-from .verdict import ARROWS, RULE, axes, figures, grade, graded, number, violation_summary
+from .verdict import ARROWS, RULE, axes, figures, grade, graded, number, plus_minus, spread, violation_summary
 
 BARS_SHOWN = 12
 TEXT_SHOWN = 400
+ROWS_SHOWN = 200
+"""Of a table that an evaluator adds to a figure; report.json has them all."""
 
 
 def report_html(
@@ -28,49 +32,79 @@ def report_html(
     real: Encoded,
     synthetic: Encoded,
     violations: Sequence[Violation],
-    repairs: Sequence[Mapping[str, Any]],
+    repairs: Sequence[Mapping[str, Any]] | None,
     manifest: Mapping[str, Any],
     classes: Sequence[Mapping[str, Any]],
+    gates: Sequence[Mapping[str, Any]],
 ) -> str:
     """
     Return the report as one HTML document.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("netdiffusion_core.report", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(number=number, cell=cell, columns=columns)
     backends = list(rows)
     ours = backends[0] if backends else ""
     sides = {"real": Side.of(real), "synthetic": Side.of(synthetic)}
     labels = sorted({*real.labels.tolist(), *synthetic.labels.tolist()})
-    plots = distributions(sides)
-    return environment.get_template("template.html").render(
-        version=__version__,
+    plots, table = distributions(sides), figures(rows)
+    ours_scores = rows.get(ours, ())
+    return render(
+        "report.html",
+        captures=manifest.get("inputs", {}).get("synthetic", {}).get("data"),
+        gates=gates,
         ours=ours,
         baselines=backends[1:],
-        axes=[{**attrs.asdict(axis), "scale": scale(axis.values, axis.floor, axis.ideal)} for axis in axes(rows)],
+        axes=[
+            {
+                **attrs.asdict(axis),
+                "scale": scale(axis.values, axis.floor, axis.ideal),
+                "spreads": {b: spread(table[axis.headline][b]) for b in backends if b in table[axis.headline]},
+            }
+            for axis in axes(rows)
+        ],
         rule=RULE,
         figures=figure_table(rows),
         labels=labels,
         per_class=per_class(rows, labels),
-        details=[d for score in rows.get(ours, ()) if (d := detail(score))["keys"]],
+        details=[d for score in ours_scores if (d := detail(score))["keys"]],
+        telltales=rankings(ours_scores, labels),
         layout=real.layout,
         headers=headers(real.layout),
         packets_shown=PACKETS_SHOWN,
         box=BOX,
         sides={name: {"flows": len(side.encoded), "packets": len(side.encoded.rows)} for name, side in sides.items()},
-        classes=[
-            class_view(label, sides, plots) | {"rankings": rankings(rows.get(ours, ()), label)} for label in labels
-        ],
+        classes=[class_view(label, sides, plots) | {"rankings": rankings(ours_scores, [label])} for label in labels],
         repairs=repairs,
         violations=violation_summary(violations),
         data=classes,
-        manifest={key: section(value) for key, value in manifest.items()},
+        manifest={key: section(value) for key, value in manifest.items() if value not in ([], {}, None)},
     )
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """
+    Return a comparison of runs as one HTML document.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for figure in comparison.figures:
+        axis, _, rest = figure.name.partition(".")
+        cells = [str(column.cells.get(figure.name, "–")) for column in comparison.columns]
+        line = {**attrs.asdict(figure), "short": rest or axis, "arrow": ARROWS[figure.goal], "cells": cells}
+        groups.setdefault(axis, []).append(line)
+    return render("compare.html", comparison=comparison, groups=groups)
+
+
+def render(template: str, **values: Any) -> str:
+    """
+    Fill in a template of the folder ``page``.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("netdiffusion_core.report", "page"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(number=number, cell=cell, columns=columns, plus_minus=plus_minus)
+    return environment.get_template(template).render(version=__version__, **values)
 
 
 # --- words and tables -------------------------------------------------------------------------------------------
@@ -135,7 +169,7 @@ def figure_table(rows: Mapping[str, Sequence[Score]]) -> dict[str, list[dict[str
                 "name": rest or name,
                 "arrow": ARROWS[some.goal],
                 "grade": grades.get(name, "none"),
-                "values": [scores[b].value if b in scores else None for b in rows],
+                "values": [plus_minus(scores[b].value, spread(scores[b])) if b in scores else "–" for b in rows],
                 "floor": some.floor,
                 "bounds": f"{some.lower:g} … {some.upper:g}".replace("inf", "∞"),
                 "summary": some.summary,
@@ -210,34 +244,38 @@ def bars(numbers: Mapping[str, float]) -> list[dict[str, Any]]:
 def detail(score: Score) -> dict[str, Any]:
     """
     Return what an evaluator adds to a figure: named numbers as bars, rows as tables, the rest as text. What is told
-    class by class is shown there.
+    class by class is shown there, a spread beside the figure.
     """
     charts: dict[str, Any] = {}
     tables: dict[str, Any] = {}
     pairs: list[tuple[str, str]] = []
     for key, value in score.detail.items():
+        if key in ("per_class", "spread") or is_rankings(value):
+            continue
         if is_numbers(value):
             charts[key] = bars(value)
         elif is_table(value):
-            tables[key] = value
-        elif key != "per_class" and is_nested(value) and not is_rankings(value):
-            tables[key] = [{"": name, **inner} for name, inner in value.items()]
-        elif key != "per_class" and not is_rankings(value):
-            pairs += [(name, text[:TEXT_SHOWN]) for name, text in flatten(value, key) if text]
+            tables[key] = value[:ROWS_SHOWN]
+        elif is_nested(value):
+            tables[key] = [{"": name, **inner} for name, inner in islice(value.items(), ROWS_SHOWN)]
+        else:
+            pairs += [(name, text[:TEXT_SHOWN]) for name, text in islice(flatten(value, key), ROWS_SHOWN) if text]
     names = dict.fromkeys([*charts, *tables, *(name.split(".")[0] for name, _ in pairs)])
     return {"name": score.name, "keys": list(names), "charts": charts, "tables": tables, "pairs": pairs}
 
 
-def rankings(scores: Sequence[Score], label: str) -> dict[str, list[dict[str, Any]]]:
+def rankings(scores: Sequence[Score], labels: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """
-    Return what evaluators rank for one class, as bars by title.
+    Return what evaluators rank for each class, the mean over these classes, as bars by title.
     """
-    return {
-        f"{score.name}: {key.replace('_', ' ')}": bars(value[label])
-        for score in scores
-        for key, value in score.detail.items()
-        if is_rankings(value) and label in value
-    }
+    found = {}
+    for score in scores:
+        for key, value in score.detail.items():
+            told = [value[label] for label in labels if label in value] if is_rankings(value) else []
+            if told:
+                means = {name: sum(t.get(name, 0) for t in told) / len(told) for t in told for name in t}
+                found[f"{score.name}: {key.replace('_', ' ')}"] = bars(means)
+    return found
 
 
 def scale(values: Mapping[str, float | None], floor: float | None, best: float | None) -> list[dict[str, Any]]:

@@ -38,10 +38,12 @@ def plain(value: Any) -> Any:
 
 def report_json(
     rows: Mapping[str, Sequence[Score]],
+    flows: Mapping[str, Any],
     violations: Sequence[Violation],
-    repairs: Sequence[Mapping[str, Any]],
+    repairs: Sequence[Mapping[str, Any]] | None,
     manifest: Mapping[str, Any],
     classes: Sequence[Mapping[str, Any]],
+    gates: Sequence[Mapping[str, Any]],
 ) -> str:
     """
     Return the report as JSON text. Keys come in a fixed order: ours first, figures in the evaluators' order.
@@ -50,6 +52,8 @@ def report_json(
         "format": FORMAT,
         "ours": next(iter(rows), None),
         "verdict": [attrs.asdict(axis) for axis in axes(rows)],
+        "gates": gates,
+        "flows": flows,
         "scores": {backend: [attrs.asdict(s) for s in scores] for backend, scores in rows.items()},
         "violations": violation_summary(violations),
         "repairs": repairs,

@@ -78,6 +78,23 @@ def number(value: float | None) -> str:
     return text.replace("-", "−", 1) if value < 0 else text
 
 
+def plus_minus(value: float | None, deviation: float | None) -> str:
+    """
+    Write a figure and its standard deviation, where that is known, in two digits: ``0.812 ± 0.013``.
+    """
+    if deviation is None:
+        return number(value)
+    return f"{number(value)} ± {deviation:{',.0f' if deviation >= 100 else '.2g'}}"
+
+
+def spread(score: Score) -> float | None:
+    """
+    Return the standard deviation over repeats of the measurement, ``detail["spread"]``, where the evaluator tells it.
+    """
+    told = score.detail.get("spread")
+    return float(told) if isinstance(told, (int, float)) and math.isfinite(told) else None
+
+
 def ideal(score: Score) -> float | None:
     """
     Return the best value that the figure could have, None where that is unbounded or there is no goal.
