@@ -18,7 +18,7 @@ from .component import Conformance, difference, unchanged
 from .examples import damaged, example_bits, example_traffic, no_flow, no_packets
 from .headers import places, values
 
-Change = tuple[str, str, NDArray[Any], NDArray[Any], NDArray[Any]]
+Change = tuple[str, str, NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.bool_]]
 """Rule, field, packets, values before and after: what `interfaces.Record` is told."""
 
 _SEED = 1
@@ -139,11 +139,11 @@ class RuleSetConformance(Conformance):
         """
         broken = self._before()
         repaired, changes = self._repair(self.component(), broken)
-        for rule, field, packets, before, after in changes:
+        for rule, field, packets, before, after, differ in changes:
             assert self._is_declared(rule), f"a change is recorded of the rule {rule!r}, which no rule set declares"
             assert len(packets) == len(before) == len(after), f"{rule}: as many values as packets must be recorded"
             assert not len(packets) or 0 <= packets.min() <= packets.max() < len(broken), f"{rule}: no such packet"
-            assert (before != after).all(), f"{rule} recorded a change of {field} that changes nothing"
+            assert differ.all(), f"{rule} recorded a change of {field} that changes nothing"
         if len(repaired) == len(broken):
             told = np.concatenate([np.zeros(0, np.int64), *(change[2] for change in changes)])
             silent = np.setdiff1d(np.flatnonzero(_changed(broken, repaired)), told)
@@ -234,8 +234,10 @@ class RuleSetConformance(Conformance):
             after: NDArray[Any],
             bits: NDArray[Any] | None = None,
         ) -> None:
-            told = (np.array(each, np.int64).reshape(-1) for each in (packets, before, after))
-            changes.append((rule, field, *told))  # type: ignore[arg-type]
+            packets, was, becomes = (np.array(each, np.int64).reshape(-1) for each in (packets, before, after))
+            changes.append(
+                (rule, field, packets, was, becomes, was != becomes if bits is None else np.asarray(bits) > 0)
+            )
 
         note: Record = record
         with unchanged("repair", traffic):
@@ -249,7 +251,7 @@ class RuleSetConformance(Conformance):
         turned = {int(p) for c in changes if c[1] == "trace.direction" for p in c[2]}  # ports change places there
         old, new = values(before, field), values(after, field)
         last: dict[int, int] = {}
-        for rule, name, packets, was, becomes in changes:
+        for rule, name, packets, was, becomes, _ in changes:
             if name == field:
                 for packet, a, b in zip(packets.tolist(), was.tolist(), becomes.tolist(), strict=True):
                     expected = last.get(packet, int(old[packet]))

@@ -1,0 +1,12 @@
+"""
+The conformance kit on the rule set.
+"""
+
+from __future__ import annotations
+
+from netdiffusion_core.testing import RuleSetConformance
+from netdiffusion_dns.plugin import netdiffusion_register_rules
+
+
+class TestDns(RuleSetConformance):
+    spec = netdiffusion_register_rules()[0]
