@@ -41,8 +41,10 @@ from .control import (
 from .diffusion import LENGTHS, denoise, heights, prompt
 from .family import Family
 from .fine_tuning import fine_tune
+from .images import PacketCodec
+from .values import FieldValues, from_arrays, learn_values, settle, to_arrays
 
-FORMAT = 3
+FORMAT = 4
 STRUCTURE_ARRAYS = ("edges", "origin", "target", "chance")
 TRAINED_OPTIONS = (
     "base",
@@ -75,6 +77,9 @@ class Options:
         "class", "what steers the structure: nothing, what was learned of the class, or one training flow (the paper)"
     )
     control_scale: float = _option(1.0, "weight of the ControlNet", attrs.validators.ge(0))
+    class_values: bool = _option(
+        True, "what the latents leave open is drawn from the class's values in such packets (control=class)"
+    )
     lora_rank: int = _option(16, "rank of the LoRA matrices", attrs.validators.ge(1))
     lora_alpha: float = _option(16.0, "LoRA scale is alpha / rank", attrs.validators.gt(0))
     steps: int = _option(200, "fine-tuning steps; 0 samples from the base as it is", attrs.validators.ge(0))
@@ -112,6 +117,7 @@ class StableDiffusion(Backend):
         self.checkpoint: Family | None = None
         self.starts: dict[str, dict[Start, int]] = {}  # class -> how flows begin -> how many
         self.structure: Structure | Exemplars | None = None
+        self.values: dict[str, FieldValues] = {}  # what they are in each state of the structure
 
     def fit(self, data: Encoded, context: Context) -> None:
         """
@@ -121,15 +127,18 @@ class StableDiffusion(Backend):
         base = self._open(layout)
         longest = int(min(LENGTHS[-1], heights(data.lengths, base.codec.shortest).max()))
 
-        # What is learned of a class besides the weights: how long its flows are and where its edges lie.
+        # What is learned of a class besides the weights: how long its flows are, where its edges lie, and what values
+        # its fields have there.
         begin = starts(data, base.codec, longest)
-        self.starts, self.structure = count_starts(begin), None
+        self.starts, self.structure, self.values = count_starts(begin), None, {}
         own: Callable[[NDArray[np.int64], int], NDArray[np.uint8]] | None = None
         if options.control != "none":
             edges = edge_rows(data, base.codec, longest, context)
             if options.control == "class":
                 self.structure, state_of = learn_structure(data, edges, base.codec, longest)
                 own = partial(self.structure.own, state_of, data)
+                if isinstance(base.codec, PacketCodec):
+                    self.values = learn_values(data.rows, state_of, layout)
             else:
                 self.structure = learn_exemplars(data, edges, base.codec, longest)
                 own = partial(own_edges, data, edges)
@@ -176,8 +185,13 @@ class StableDiffusion(Backend):
                     some_rngs, some_begin = [rngs[i] for i in some], [begin[i] for i in some]
                     shape = codec.latent_shape(height)
                     noise = np.stack([rng.standard_normal(shape, np.float32) for rng in some_rngs])
-                    control = None
-                    if self.structure is not None:
+                    control, settled = None, None
+                    if isinstance(self.structure, Structure):
+                        states = self.structure.draw(some_begin, height, some_rngs)
+                        control = base.steer(self.structure.edges[states])
+                        if self.values and options.class_values:
+                            settled = partial(settle, self.values, self.layout, states.reshape(-1))
+                    elif isinstance(self.structure, Exemplars):
                         control = base.steer(self.structure.draw(some_begin, height, some_rngs))
                     latents = denoise(
                         base,
@@ -188,7 +202,7 @@ class StableDiffusion(Backend):
                         guidance=options.guidance,
                         control_scale=options.control_scale,
                     )
-                    for i, rows in zip(some, base.decode(latents, some_rngs), strict=True):
+                    for i, rows in zip(some, base.decode(latents, some_rngs, settled), strict=True):
                         flows[i] = _until_absent(rows)[: request.max_packets]
                     advance(len(some))
         return Encoded(
@@ -211,7 +225,7 @@ class StableDiffusion(Backend):
         labels = list(self.starts)
         arrays: dict[str, NDArray[Any]] = {}
         if isinstance(self.structure, Structure):
-            arrays = {name: getattr(self.structure, name) for name in STRUCTURE_ARRAYS}
+            arrays = {name: getattr(self.structure, name) for name in STRUCTURE_ARRAYS} | to_arrays(self.values)
         elif isinstance(self.structure, Exemplars):
             arrays = {
                 f"{labels.index(label)}/{height}": images
@@ -253,7 +267,10 @@ class StableDiffusion(Backend):
                 label: {(label, int(height), str(service)): int(count) for height, service, count in found}
                 for label, found in record["classes"].items()
             }
-            structure = _load_structure(load_file(folder / "control.safetensors"), begin, saved.control)
+            arrays = load_file(folder / "control.safetensors")
+            structure = _load_structure(arrays, begin, saved.control)
+            known = any(name.startswith("values/") for name in arrays)
+            values = from_arrays(arrays, layout, len(arrays["edges"])) if known else {}
         except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
             raise DataError(f"{folder} is not a model of the stable-diffusion backend: {error}") from error
         if options is None:
@@ -275,7 +292,7 @@ class StableDiffusion(Backend):
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise DataError(f"The adapter in {folder} does not fit its base: {error}") from error
         backend.layout, backend.checkpoint = layout, base
-        backend.starts, backend.structure = begin, structure
+        backend.starts, backend.structure, backend.values = begin, structure, values
         return backend
 
     def _open(self, layout: Layout) -> Family:

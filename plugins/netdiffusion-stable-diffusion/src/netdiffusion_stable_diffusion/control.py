@@ -118,9 +118,9 @@ class Structure:
     chance: NDArray[np.float64]
     start: dict[Start, int]
 
-    def draw(self, begin: Sequence[Start], height: int, rngs: Sequence[np.random.Generator]) -> NDArray[np.uint8]:
+    def draw(self, begin: Sequence[Start], height: int, rngs: Sequence[np.random.Generator]) -> NDArray[np.int64]:
         """
-        Return new Canny maps of this height, uint8[flows, height, features], one for each start and random stream.
+        Return the states of new flows, int64[flows, height], one for each start and random stream.
 
         A flow does not end in the first half of its height, where a lower one would have been drawn, unless nothing
         else was ever seen to follow.
@@ -142,13 +142,13 @@ class Structure:
             step = np.minimum(step, first[state + 1] - 1)
             state = np.where(state == END, END, self.target[step])
             states[:, packet] = state
-        return self.edges[states]
+        return states
 
     def own(
         self, state_of: NDArray[np.int64], data: Encoded, flows: NDArray[np.int64], height: int
     ) -> NDArray[np.uint8]:
         """
-        Return the maps that `draw` would if it drew just the states of these flows.
+        Return the maps of the states of these flows: uint8[flows, height, features].
         """
         index = places(data, flows, height)
         return self.edges[np.where(index >= 0, state_of[index], END)]

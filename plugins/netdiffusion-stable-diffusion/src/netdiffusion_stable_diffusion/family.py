@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from netdiffusion_core.errors import ConfigError
 
-from .images import ColourCodec, PacketCodec
+from .images import ColourCodec, PacketCodec, Settle
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
@@ -132,12 +132,14 @@ class Family(ABC):
         with self.at_work(self.codec.autoencoder):
             return self.codec.encode(rows.to(self.device))
 
-    def decode(self, latents: Tensor, rngs: list[np.random.Generator]) -> NDArray[np.int8]:
+    def decode(
+        self, latents: Tensor, rngs: list[np.random.Generator], settle: Settle | None = None
+    ) -> NDArray[np.int8]:
         """
         Turn latents into rows (n, packets, columns), one random stream a flow.
         """
         with self.at_work(self.codec.autoencoder):
-            return self.codec.decode(latents, rngs)
+            return self.codec.decode(latents, rngs, settle)
 
     def add_adapters(self, rank: int, alpha: float) -> list[nn.Parameter]:
         """

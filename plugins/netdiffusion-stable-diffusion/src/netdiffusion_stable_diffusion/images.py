@@ -9,6 +9,7 @@ three colours. Both draw the Canny map that the ControlNet is given.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from netdiffusion_core.model import Layout
 from .autoencoder import DRAWN_FIELDS, TIME, TIME_BITS, PacketAutoencoder, noise, with_binary_time, with_unary_time
 
 Rows = NDArray[np.int8]
+Settle = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], Rows], Rows]
+"""`values.settle` for packets whose states are known."""
 
 COLOURS = np.array([[0, 0, 255], [0, 255, 0], [255, 0, 0]], np.uint8)
 """-1 blue, 0 green, 1 red (paper, section 3.1)."""
@@ -88,22 +91,25 @@ class PacketCodec:
         return self.autoencoder.encode(with_unary_time(rows, self.spans))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, rngs: list[np.random.Generator]) -> Rows:
+    def decode(self, latents: Tensor, rngs: list[np.random.Generator], settle: Settle | None = None) -> Rows:
         """
         Turn latents into rows (n, packets, columns), one random stream a flow.
 
         Noise is drawn from the decoder's probabilities: the likelier value would give each port, identifier and time
-        the same low bits. All other bits take their likelier value.
+        the same low bits. All other bits take their likelier value, or that which `settle` gives them.
         """
         present, value = self.autoencoder.decode(latents)
         uniform = torch.tensor(np.stack([rng.random(value.shape[1:], np.float32) for rng in rngs]), device=value.device)
         drawn = (torch.sigmoid(value) > uniform).to(torch.int8)
         coded = torch.where(present > 0, value > 0, -1).to(torch.int8)
         coded[..., -TIME_BITS:] = torch.where(present[..., -TIME_BITS:] > 0, drawn[..., -TIME_BITS:], -1)
+        if settle is not None:
+            packets = (each.flatten(0, 1).cpu().numpy() for each in (present, value, uniform, coded))
+            coded = torch.tensor(settle(*packets), device=coded.device).view_as(coded)
         rows = with_binary_time(coded, self.spans)
         random = noise(rows, self.spans)
         for field in DRAWN_FIELDS:
-            if field in self.spans:
+            if settle is None and field in self.spans:
                 random[..., self.spans[field]] = True
         drawn = drawn[..., :-TIME_BITS]
         if TIME in self.spans:  # the unary code has no bits below; they are as good as uniform
@@ -164,9 +170,10 @@ class ColourCodec:
         return (latents.float() - shift) * self.autoencoder.config.scaling_factor
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, rngs: list[np.random.Generator]) -> Rows:
+    def decode(self, latents: Tensor, rngs: list[np.random.Generator], settle: Settle | None = None) -> Rows:
         """
-        Turn latents into rows (n, packets, columns) by nearest colour. Nothing is drawn: `rngs` are not used.
+        Turn latents into rows (n, packets, columns) by nearest colour. Nothing is drawn, and no bit has a probability:
+        `rngs` and `settle` are not used.
         """
         latents = latents / self.autoencoder.config.scaling_factor + self.shift
         pixels = self.autoencoder.decode(latents.to(self.autoencoder.dtype)).sample
