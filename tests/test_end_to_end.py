@@ -91,7 +91,7 @@ def test_generate_makes_more_from_the_model(runs):
     done = netdiff("generate", "one/model", "-o", "more", "--classes", "dns", "--flows", "3", cwd=runs)
     assert done.returncode == 0, done.stderr
     assert len(pcaps(runs / "more")) == 3
-    assert netdiff("check", "more", cwd=runs).returncode == 0
+    assert netdiff("check", "more", "--rules", "tcp,udp,icmp", cwd=runs).returncode == 0
 
 
 def test_plugins_come_from_five_distributions(runs):

@@ -14,9 +14,20 @@ from numpy.typing import NDArray
 
 from ..interfaces import Record, forget
 from ..model import UDP, Traffic
-from .dissect import dissect, uint
+from .dissect import Dissection, dissect, uint
 
 Array = NDArray[Any]
+
+
+def writable(traffic: Traffic, headers: Dissection) -> NDArray[np.bool_]:
+    """
+    Return bool[packets]: UDP packets that were captured whole, are no fragments, and whose two lengths agree.
+    """
+    chosen = (headers.protocols == UDP) & (headers.transport_offsets >= 0) & ~headers.fragments
+    chosen &= headers.ip_offsets + headers.ip_lengths <= traffic.ends
+    i = np.flatnonzero(chosen)
+    chosen[i] = uint(traffic.data, headers.transport_offsets[i] + 4, 2) == 8 + headers.payload_lengths[i]
+    return chosen
 
 
 def write_payloads(
@@ -27,7 +38,7 @@ def write_payloads(
     lies behind them stays; a payload that is shorter grows. A packet in which nothing changes stays as it is, to the
     byte; a traffic in which nothing changes is returned itself.
 
-    packets  int64[n]     UDP packets, captured whole and no fragments
+    packets  int64[n]     those that are `writable`
     octets   uint8[n, m]
     sizes    int64[n]     at most m
     rules    str[n]       id of the rule that wants it. `record` is told of ``payload`` (bytes before and after), of the

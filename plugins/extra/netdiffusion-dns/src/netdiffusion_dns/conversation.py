@@ -19,29 +19,37 @@ Array = NDArray[Any]
 def matches(traffic: Traffic, messages: Messages, asked: Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """
     Find for each response the question that it answers: the last query before it, of the other side of the same flow,
-    with the same ID. Return ``(query, repeats)``: its index among the messages, -1 for none, and whether the response
-    repeats its question, where both were captured and the response has one. Names may differ in case (RFC 4343).
+    with the same ID and question, or else with the same ID. Return ``(query, repeats)``: its index among the messages,
+    -1 for none, and whether the response repeats its question, where both were captured and the response has one. Names
+    may differ in case (RFC 4343).
 
     asked  bool[n]  the queries that count
     """
-    m, n = messages, len(messages)
+    m = messages
     response = (m.flags & QR > 0) & m.headed
+    query = asked & m.headed & ~response
     asker = m.forth ^ response  # whose question this message is or answers
-    order = np.lexsort((np.arange(n), m.ids, asker, m.flows))
-    key = np.column_stack([m.flows, asker, m.ids])[order]
-    head = np.ones(n, bool)
-    head[1:] = (key[1:] != key[:-1]).any(1)
-    begin = np.maximum.accumulate(np.where(head, np.arange(n), 0))
-    last = np.maximum.accumulate(np.where((asked & ~response)[order], np.arange(n), -1))
-    query = np.full(n, -1)
-    query[order] = np.where((last >= begin) & response[order], order[last], -1)
+    octets = _lower(question_octets(traffic.data, m.at, m.questions))
+    question = np.unique(octets.view(f"V{octets.shape[1]}").ravel(), return_inverse=True)[1]
+    same_id = _last(np.column_stack([m.flows, asker, m.ids]), query, response)
+    same = _last(np.column_stack([m.flows, asker, m.ids, question]), query, response)
+    told = (same_id >= 0) & (m.questions > 0) & (m.questions[same_id] > 0)
+    return np.where(same >= 0, same, same_id), (same >= 0) | ~told
 
-    repeats = np.ones(n, bool)
-    i = np.flatnonzero((query >= 0) & (m.questions > 0))
-    i = i[m.questions[query[i]] > 0]
-    octets = question_octets(traffic.data, m.at, m.questions)
-    repeats[i] = (_lower(octets[i]) == _lower(octets[query[i]])).all(1)
-    return query, repeats
+
+def _last(key: Array, query: Array, response: Array) -> NDArray[np.int64]:
+    """
+    Return for each response (bool[n]) the last query (bool[n]) before it with the same key (int64[n, k]), -1 for none.
+    """
+    place = np.arange(len(key))
+    order = np.lexsort((place, *key.T[::-1]))
+    head = np.ones(len(key), bool)
+    head[1:] = (np.diff(key[order], axis=0) != 0).any(1)
+    begin = np.maximum.accumulate(np.where(head, place, 0))
+    last = np.maximum.accumulate(np.where(query[order], place, -1))
+    found = np.full(len(key), -1)
+    found[order] = np.where((last >= begin) & response[order], order[last], -1)
+    return found
 
 
 def _lower(octets: Array) -> NDArray[np.uint8]:

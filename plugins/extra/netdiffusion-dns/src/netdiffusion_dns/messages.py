@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdiffusion_core.capture.dissect import Dissection, dissect, uint
+from netdiffusion_core.capture.payload import writable
 from netdiffusion_core.model import UDP, Traffic
 
 Array = NDArray[Any]
@@ -46,6 +47,7 @@ class Messages:
     at         int64[n]        where the message begins in ``traffic.data``
     lengths    int64[n]        octets on the wire
     whole      bool[n]         all of them were captured
+    writable   bool[n]         other octets can be written in their place
     headed     bool[n]         the header was captured
     ids        int64[n]        0 where it was not, like all that follows
     flags      int64[n]        the header's third and fourth octet
@@ -60,6 +62,7 @@ class Messages:
     at: Array
     lengths: Array
     whole: Array
+    writable: Array
     headed: Array
     ids: Array
     flags: Array
@@ -95,6 +98,7 @@ def read(traffic: Traffic, ports: tuple[int, ...]) -> Messages:
         at=at,
         lengths=lengths,
         whole=whole,
+        writable=writable(traffic, headers)[packets],
         headed=headed,
         ids=head[:, 0],
         flags=head[:, 1],

@@ -91,35 +91,35 @@ class DnsRules(RuleSet):
         a question that is written anew is written anew, too. Where only flags are wrong, only they are mended.
         """
         messages = read(traffic, self.options.ports)
-        if len(messages) and not messages.whole.any():
+        if len(messages) and not messages.writable.any():
             log.warning(
                 "dns: the payload of all %d messages was cut off, so none can be mended; generate with --payload zeros",
                 len(messages),
             )
         broken = self._broken(traffic, messages)
-        traffic = _mend_flags(traffic, messages, broken == "dns.flags", record)
+        mended = _mend_flags(traffic, messages, broken == "dns.flags", record)
         i = np.flatnonzero((broken != "") & (broken != "dns.flags"))
         if not len(i):
-            return traffic
+            return mended
         octets, lengths = _write(traffic, messages, i, self.options.ports, rng)
-        return write_payloads(traffic, messages.packets[i], octets, lengths, broken[i], record)
+        return write_payloads(mended, messages.packets[i], octets, lengths, broken[i], record)
 
     def _broken(self, traffic: Traffic, messages: Messages) -> NDArray[np.str_]:
         """
-        Return the rule that each message breaks, "" for none and where it was not captured whole: str[n].
+        Return the rule that each message breaks, "" for none and where it is not writable: str[n].
         """
         m = messages
         lost = m.headed & False
         for rule, mask in m.faults.items():
             if rule not in self.off and rule != "dns.flags":
-                lost = lost | mask & m.whole
+                lost = lost | mask & m.writable
         faults = _faults(traffic, m, m.headed & ~lost)
         orphaned = (matches(traffic, m, lost)[0] >= 0) & (matches(traffic, m, m.headed & ~lost)[0] < 0)
         broken = np.full(len(m), "", "U32")
-        broken[orphaned & m.whole] = "dns.unasked"
+        broken[orphaned & m.writable] = "dns.unasked"
         for rule in ("dns.flags", *(r.id for r in reversed(RULES) if r.id != "dns.flags")):
             if rule not in self.off:
-                broken[faults[rule] & m.whole] = rule
+                broken[faults[rule] & m.writable] = rule
         return broken
 
 
@@ -161,7 +161,7 @@ def _write(
     is_response = m.flags & QR > 0
     query = asks & (new | ~is_response & (m.questions > 0))
     head = np.searchsorted(m.flows, m.flows)
-    before = np.cumsum(query) - query
+    before: Array = np.cumsum(query) - query
     response = ~asks & (new | m.headed & is_response) & (before > before[head])
     answered = turns(m.flows, query, response)
 

@@ -175,8 +175,8 @@ def write(
 
     empty = np.where((rest <= 0) & (rng.random(n) < 0.5), _NXDOMAIN, 0)
     answer = questions.flags[of] & (OPCODE | RD) | QR | RA | empty
-    for column, values in enumerate((questions.ids[of], np.where(asks, questions.flags[of], answer), *counts.T)):
-        _put_word(out, np.arange(n), np.full(n, 2 * column), values)
+    for word, values in enumerate((questions.ids[of], np.where(asks, questions.flags[of], answer), *counts.T)):
+        _put_word(out, np.arange(n), np.full(n, 2 * word), values)
     return out
 
 

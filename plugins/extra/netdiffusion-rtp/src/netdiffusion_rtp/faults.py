@@ -34,7 +34,7 @@ def find_faults(media: Media) -> dict[str, NDArray[np.bool_]]:
     sound = m.rtp & ~header & ~strayed
     key = m.unit << 32 | m.sources
     sources, count = np.unique(key[sound], return_counts=True)
-    several, spoken = sources[count > 1], np.bincount(m.unit, ~m.other & ~m.rtcp)
+    several, spoken = sources[count > 1], np.bincount(m.unit, sound | m.whole & ~m.other & ~m.rtcp)
     single = sound & ~np.isin(key, several) & (spoken[m.unit] > 1)
     strayed |= ~m.is_two & ~m.other & (m.lengths >= HEADER) & np.isin(key, several)  # its SSRC gives it away
     sound &= ~single

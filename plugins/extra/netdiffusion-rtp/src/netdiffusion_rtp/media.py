@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdiffusion_core.capture.dissect import dissect, uint
+from netdiffusion_core.capture.payload import writable
 from netdiffusion_core.model import UDP, Traffic
 
 Array = NDArray[Any]
@@ -27,6 +28,7 @@ SR, RR, SDES = 200, 201, 202
 
 _STUN_COOKIE = 0x2112A442  # RFC 8489 section 5
 _ZRTP_COOKIE = 0x5A525450  # RFC 6189 section 5
+_DTLS = (0xFEFF, 0xFEFD)  # RFC 6347 section 4.1: versions, behind the types 20 to 26
 _MAX_DROPOUT, _MAX_MISORDER = 3000, 100  # RFC 3550 appendix A.1
 _LEAST_IN_ORDER = 3
 _LEAST_PACKETS, _LONGEST_GAP_NS = 10, 200_000_000  # of what looks like media
@@ -50,7 +52,7 @@ class Media:
     times     int64[n]  nanoseconds
     lengths   int64[n]  octets of payload on the wire
     captured  int64[n]  of these, octets captured
-    whole     bool[n]   all of them
+    whole     bool[n]   all of them, so that other octets can be written in their place
     head      int64[n, 8]  the first 16 octets in words of 16 bits, zeros where they were not captured
     at        int64[n]  where the payload begins in `data`
     data      uint8[bytes]  that of the traffic
@@ -101,7 +103,8 @@ class Media:
         """
         first, cookie = self.head[:, 0] >> 8, self.head[:, 2] << 16 | self.head[:, 3]
         stun = (first < 4) & (cookie == _STUN_COOKIE) | (first == 16) & (cookie == _ZRTP_COOKIE)
-        dtls = (first >= 20) & (first < 64) & np.isin(self.head[:, 0] & 255, (1, 254))
+        version = (self.head[:, 0] & 255) << 8 | self.head[:, 1] >> 8
+        dtls = (first >= 20) & (first < 27) & np.isin(version, _DTLS)
         return stun | dtls | (self.lengths == 0)
 
     @cached_property
@@ -170,7 +173,7 @@ def find(traffic: Traffic, classes: tuple[str, ...], ports: tuple[int, ...]) -> 
         times=traffic.timestamps[packets],
         lengths=lengths,
         captured=captured,
-        whole=captured == lengths,
+        whole=writable(traffic, headers)[packets],
         head=octets.view(">u2").astype(np.int64),
         at=at,
         data=traffic.data,

@@ -106,11 +106,12 @@ class RtpRules(RuleSet):
         on; of those behind a jump of sequence number or time stamp, as if there was none.
         """
         media = self._find(traffic)
-        if media.ours.any() and not media.captured[media.ours].any():
+        asked = media.ours & (media.lengths > 0)
+        if asked.any() and not media.captured[asked].any():
             log.warning(
                 "rtp: the payload of all %d packets of media was cut off, so none can be mended; generate with "
                 "--payload zeros",
-                media.ours.sum(),
+                asked.sum(),
             )
         faults = {rule: mask & media.whole & (rule not in self.off) for rule, mask in find_faults(media).items()}
         broken = np.full(len(media), "", "U32")
