@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -616,16 +615,8 @@ def flow_names(labels: Sequence[str]) -> list[tuple[str, int]]:
     names = []
     for label in labels:
         last[label] = last.get(label, 0) + 1
-        names.append((folder_name(label), last[label]))
+        names.append((dataset.folder_name(label), last[label]))
     return names
-
-
-def folder_name(label: str) -> str:
-    """
-    Return a label as the name of a folder: what a file system does not take is written as ``%2F``.
-    """
-    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|%]', lambda m: f"%{ord(m[0]):02X}", label)
-    return re.sub(r"^\.", "%2E", name) or "%"
 
 
 def work(config: RunConfig, inputs: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:

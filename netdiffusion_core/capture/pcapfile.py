@@ -9,6 +9,7 @@ Sources: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import logging
 import mmap
@@ -147,7 +148,7 @@ def _whole_or_not(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:  # never through a link that somebody put there
                 yield file
             temporary.replace(path)
         finally:
@@ -182,7 +183,7 @@ def _whole(file: BinaryIO) -> bytes | mmap.mmap:
 
 def _unpack(path: Path) -> bytes | mmap.mmap:
     """
-    Unpack a gzip file into a nameless one.
+    Unpack a gzip file into a nameless one. Raises RunError when there is no space for it.
     """
     with tempfile.TemporaryFile() as file:
         try:
@@ -193,6 +194,11 @@ def _unpack(path: Path) -> bytes | mmap.mmap:
                     file.write(piece)
         except EOFError:
             log.warning("%s: the gzip data is cut short; the packets before the cut are kept", path)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            place = tempfile.gettempdir()
+            raise RunError(f"{path} cannot be unpacked: {place} is full; free some space, or set TMPDIR") from error
         file.flush()
         return _whole(file)
 

@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 from .. import __version__
-from ..errors import NetDiffusionError
+from ..errors import NetDiffusionError, visible
 from ..plugins import Plugins
 from . import check, config, decode, encode, evaluate, fit, generate, plugins, render, repair, rules, run
 from .common import command
@@ -107,7 +107,7 @@ def _explain(error: Exception) -> int:
     """
     Print one sentence for any exception, and return the exit code.
     """
-    from ..run_folder import explain, no_space
+    from ..run_folder import explain
 
     if isinstance(error, typer.Abort):
         return _fail("interrupted", 130)
@@ -122,9 +122,11 @@ def _explain(error: Exception) -> int:
         hint = f" See: {context.command_path} --help" if context is not None else ""
         return _fail(f"{usage()}{hint}", 2)
     if isinstance(error, OSError):
-        from pathlib import Path
-
-        return _fail(no_space(error, Path.cwd()) or explain(error), 1)
+        if error.filename:
+            return _fail(explain(error), 1)
+        if isinstance(error, FileNotFoundError):
+            return _fail("the working folder was removed: change to one that exists", 1)
+        return _fail(f"what was to be printed could not be written whole: {explain(error)}", 1)
     if isinstance(error, MemoryError):
         return _fail("out of memory: use fewer flows, a smaller --max-packets, or a smaller batch", 1)
     reason = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
@@ -132,7 +134,7 @@ def _explain(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"netdiff: {message}", file=sys.stderr)
+    print(f"netdiff: {visible(message)}", file=sys.stderr)
     return code
 
 

@@ -20,6 +20,7 @@ import attrs
 import typer
 
 from .. import config as settings
+from ..errors import visible
 from ..options import Text
 from ..plugins import Plugins
 
@@ -174,7 +175,7 @@ def print_json(document: Any) -> None:
     """
     Print JSON on stdout.
     """
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(visible(json.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -187,8 +188,17 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     for name, value in rows[0].items():
         table.add_column(name, overflow="fold", justify="right" if isinstance(value, int | float) else "left")
     for row in rows:
-        table.add_row(*map(str, row.values()))
+        table.add_row(*(cell(value) for value in row.values()))
     print_table(table)
+
+
+def cell(value: Any) -> Any:
+    """
+    Return a value as a cell of a table that shows it as it is: neither markup nor escapes do anything.
+    """
+    from rich.text import Text
+
+    return Text(visible(str(value)))
 
 
 def print_table(table: Any) -> None:
@@ -197,7 +207,7 @@ def print_table(table: Any) -> None:
     """
     from rich.console import Console
 
-    wide = None if sys.stdout.isatty() else 200
+    wide = None if sys.stdout and sys.stdout.isatty() else 200
     Console(width=wide, soft_wrap=wide is not None).print(table)
 
 
