@@ -289,9 +289,9 @@ def _check_free(target: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
         raise ConfigError(f"{target} exists already; choose another output, or replace it with --overwrite")
     if target.is_symlink() or not target.is_dir():
         raise ConfigError(f"{target} is no folder, and --overwrite replaces folders only; choose another output")
-    place = target.resolve()
+    place = os.path.realpath(target)
     for kept in (Path.cwd(), Path.home(), *inputs):
-        if kept.resolve().is_relative_to(place):
+        if Path(os.path.realpath(kept)).is_relative_to(place):
             raise ConfigError(f"--overwrite would remove {kept}, which lies in {target}; choose another output")
 
 

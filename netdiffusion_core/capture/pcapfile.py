@@ -37,6 +37,7 @@ MAX_CAPTURED_BYTES = 1 << 18
 """More than that in one packet is taken for a damaged file (libpcap's MAXIMUM_SNAPLEN)."""
 
 _MAX_BLOCK_BYTES = 1 << 24
+_MAX_INTERFACES = 1 << 20
 _MAX_UNPACKED_BYTES = 1 << 31
 _WINDOW_BYTES = 1 << 24
 _MAX_WIRE_BYTES = (1 << 31) - 1
@@ -352,6 +353,8 @@ def _read_pcapng(path: Path, content: bytes | mmap.mmap) -> Traffic:
             elif kind == _INTERFACE:
                 if length < 20:
                     raise _damaged(path, at, f"an interface description has {length} bytes")
+                if len(interfaces) == _MAX_INTERFACES:
+                    raise _damaged(path, at, f"it describes more than {_MAX_INTERFACES} interfaces")
                 interfaces.append(_interface(content[at + 8 : at + length - 4], order))
             at += length
         if positions:

@@ -9,6 +9,7 @@ heavy.
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 import traceback
@@ -127,13 +128,17 @@ def _explain(error: Exception) -> int:
         if isinstance(error, FileNotFoundError):
             return _fail("the working folder was removed: change to one that exists", 1)
         return _fail(f"what was to be printed could not be written whole: {explain(error)}", 1)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search("allocate memory|out of memory", str(error))  # torch's
+    ):
         return _fail("out of memory: use fewer flows, a smaller --max-packets, or a smaller batch", 1)
     reason = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
     return _fail(f"this should not have happened: {reason}. Run again with --traceback to see where, and report it", 1)
 
 
 def _fail(message: str, code: int) -> int:
+    if len(message) > 2000:
+        message = f"{message[:1500]} ... {message[-400:]}"
     print(f"netdiff: {visible(message)}", file=sys.stderr)
     return code
 
