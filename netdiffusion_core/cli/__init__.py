@@ -139,7 +139,8 @@ def _explain(error: Exception) -> int:
 def _fail(message: str, code: int) -> int:
     if len(message) > 2000:
         message = f"{message[:1500]} ... {message[-400:]}"
-    print(f"netdiff: {visible(message)}", file=sys.stderr)
+    sentence = visible(message).replace("\n", "\\n")
+    print(f"netdiff: {sentence}", file=sys.stderr)
     return code
 
 
