@@ -19,6 +19,7 @@ from .errors import ConfigError, did_you_mean
 from .options import Text, build
 
 FILE_NAME = "netdiff.toml"
+_MAX_BYTES = 1 << 18
 PREFIX = "NETDIFFUSION_"
 RESERVED = ("NETDIFFUSION_PLUGINS", "NETDIFFUSION_DISABLE_PLUGINS", "NETDIFFUSION_STRICT")
 """Variables that steer discovery and are no settings of a run; so are those that begin with NETDIFFUSION_TEST_."""
@@ -204,11 +205,13 @@ def _from_file(file: Path | None) -> dict[str, Setting]:
         file = Path(FILE_NAME)
         if not file.is_file():
             return {}
+    if not file.exists():
+        raise ConfigError(f"there is no configuration file {file}")
+    if not file.is_file() or file.stat().st_size > _MAX_BYTES:
+        raise ConfigError(f"{file} is no configuration: that is a file of at most {_MAX_BYTES >> 10} KiB")
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file {file}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
     settings = {key: Setting(key=key, value=value, source=str(file)) for key, value in _flatten(document).items()}
     for key in PATHS:  # as in pyproject.toml, a path begins at the folder of the file that names it

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import attrs
 import numpy as np
@@ -34,8 +35,10 @@ log = logging.getLogger("netdiffusion")
 OpenCapture = Callable[[Path], Traffic | None]
 
 SPLITS = ("train", "test")
+_MAX_VISITS = 100
 
 _CAPTURE_NAME = re.compile(r"\.(pcap|pcapng|cap)(\.gz)?$", re.IGNORECASE)
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file's name on Windows
 _PROTOCOLS = {"icmp": ICMP, "tcp": TCP, "udp": UDP, "icmpv6": ICMPV6, "ipv6-icmp": ICMPV6, "sctp": 132}
 _SYNONYMS = {  # of the columns of a label file, compared without case and punctuation
     "file": "file filename path capture pcap",
@@ -178,11 +181,29 @@ def summary(traffic: Traffic) -> list[ClassSummary]:
     return rows
 
 
+def folder_name(label: str) -> str:
+    """
+    Return a label as the name of a folder: what some file system does not take is written as ``%2F``.
+    """
+    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.|[. ]$', lambda m: f"%{ord(m[0]):02X}", label)
+    if _DEVICE.fullmatch(name):
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    return name or "%"
+
+
+def label_of(folder: str) -> str:
+    """
+    Undo `folder_name`.
+    """
+    return unquote(folder, errors="surrogateescape")
+
+
 def check_label(label: str, where: str) -> str:
     """
     Return a class name that can name a folder. Raises DataError for any other.
     """
-    if not label or len(label) > 100 or label.startswith(".") or not label.isprintable() or set(label) & set("/\\"):
+    long = len(label) > 100 or len(folder_name(label).encode(errors="replace")) > 240
+    if not label or long or label.startswith(".") or not label.isprintable() or set(label) & set("/\\"):
         raise DataError(
             f"{where}: the class name {label[:120]!r} cannot name a folder; use 1 to 100 printable characters "
             "without '/' or '\\', the first not a dot"
@@ -224,20 +245,24 @@ def _find(path: Path, labels: Path | None, open_capture: OpenCapture | None) -> 
     return found
 
 
-def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+def _walk(folder: Path, above: frozenset[str] = frozenset(), visits: Counter[str] | None = None) -> Iterator[Path]:
     """
-    Yield all files below a folder but hidden ones; links are followed, but not back to a folder above.
+    Yield all files below a folder but hidden ones; links are followed, but not back to a folder above. Raises DataError
+    for links so many that the ways through them would never end.
     """
-    real = os.path.realpath(folder)
+    real, visits = os.path.realpath(folder), Counter() if visits is None else visits
     if real in above:
         return
+    visits[real] += 1
+    if visits[real] > _MAX_VISITS:
+        raise DataError(f"more than {_MAX_VISITS} links lead to the folder {real}; remove those that lead in circles")
     try:
         entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(folder / entry.name, above | {real})
+            yield from _walk(folder / entry.name, above | {real}, visits)
         else:
             yield folder / entry.name
 
@@ -255,7 +280,7 @@ def _label_by_folder(path: Path, captures: list[_Capture]) -> list[_Capture]:
     if own.lower() in SPLITS:
         own = place.parent.name
     named = [
-        attrs.evolve(c, label=next((p for p in Path(c.name).parts[:-1] if p.lower() not in SPLITS), ""))
+        attrs.evolve(c, label=label_of(next((p for p in Path(c.name).parts[:-1] if p.lower() not in SPLITS), "")))
         for c in captures
     ]
     inside = [c for c in named if c.split]
@@ -350,6 +375,8 @@ def _read_rows(path: Path) -> _Rows:
     """
     Read a label file. Its columns may go by usual synonyms; others are ignored.
     """
+    if path.exists() and not path.is_file():
+        raise DataError(f"the labels {path} are no file; give a CSV file")
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ The command line prints ``str(error)`` and nothing else, so each message says wh
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -57,6 +58,14 @@ class PluginError(NetDiffusionError):
     """
 
     exit_code = 3
+
+
+def visible(text: str) -> str:
+    """
+    Return a text fit for a terminal: what is no printable character (an escape sequence in the name of a file) is
+    written as JSON would, ``\\u001b``. Lines stay lines.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

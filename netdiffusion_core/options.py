@@ -53,6 +53,9 @@ def build(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
         if field.default is attrs.NOTHING and name not in values:
             raise ConfigError(f"{where}.{name} is missing; write --set {where}.{name}=...")
     converted = {key: convert(value, fields[key][1], f"{where}.{key}") for key, value in values.items()}
+    for key, value in converted.items():
+        if isinstance(value, int) and value.bit_length() > 63:
+            raise ConfigError(f"{where}.{key} is a number of {value.bit_length()} bits; it must have at most 63.")
     try:
         return cls(**converted)
     except (ValueError, TypeError) as error:
@@ -91,7 +94,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return value
     if isinstance(value, Text):
         return _parse(value, hint, where)
-    if hint is Path and isinstance(value, str | Path):
+    if hint is Path and isinstance(value, str | Path) and "\0" not in str(value):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -43,6 +43,7 @@ TEST_SHARE = 0.3
 MIN_TRAIN, MIN_TEST = 2, 1
 DEFAULT_FLOWS = 100
 REHEARSAL_FLOWS = 6
+LEAST_BYTES_A_FLOW = 1 << 10
 MODEL_INDEX, MODEL_WEIGHTS = "model.json", "weights"
 
 logger = logging.getLogger("netdiffusion")
@@ -390,7 +391,16 @@ def sample_request(learned: Mapping[str, int], flows: int | None, max_packets: i
     Ask for this many flows of each class; by default as many as were learned from, at most 100.
 
     learned  training flows by class
+
+    Raises ConfigError for more flows than this machine's memory can hold if each had a single packet.
     """
+    total = sum(flows or min(n, DEFAULT_FLOWS) for n in learned.values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if total * LEAST_BYTES_A_FLOW > memory:
+        raise ConfigError(
+            f"{total} flows are more than fit into the memory of this machine ({memory >> 30} GiB): ask for fewer, "
+            "several times, with another --seed each"
+        )
     labels = tuple(label for label, n in learned.items() for _ in range(flows or min(n, DEFAULT_FLOWS)))
     return SampleRequest(labels=labels, max_packets=max_packets, seed=stream_seed(seed, "generate"))
 
@@ -642,12 +652,21 @@ def load_model(
     """
     Return a trained backend, the encoder that it was trained with, and the model's index.
 
-    backend_options, encoder_options  replace some of the recorded ones
+    backend_options, encoder_options  replace some of the recorded ones; an option that gives a consent (``consent`` in
+    its metadata) is never taken from the folder, which may be a stranger's
 
     Raises DataError for a folder that is no model, or one of another layout or version of it.
     """
     keys = ("backend", "encoder", "layout", "classes", "max_packets")
+    storage.require_files(folder)
     index = storage.read_json(folder / MODEL_INDEX, keys, "netdiff fit")
+    if not (
+        storage.is_component(index["backend"])
+        and storage.is_component(index["encoder"])
+        and isinstance(index["classes"], dict)
+        and all(type(n) is int and n > 0 for n in (index["max_packets"], *index["classes"].values()))
+    ):
+        raise DataError(f"{folder / MODEL_INDEX} is damaged: train it again with netdiff fit")
     encoder = plugins.create(
         "encoder", index["encoder"]["name"], {**index["encoder"]["options"], **(encoder_options or {})}
     )
@@ -658,8 +677,11 @@ def load_model(
             f"encoder writes {encoder.layout.name} version {encoder.layout.version}: train it again with netdiff fit"
         )
     name = index["backend"]["name"]
-    options = plugins.options("backend", name, {**index["backend"]["options"], **(backend_options or {})})
-    return plugins.load("backend", name).load(folder / MODEL_WEIGHTS, options), encoder, index
+    kind = plugins.load("backend", name)
+    consents = {field.alias for field in attrs.fields(kind.Options) if field.metadata.get("consent")}
+    recorded = {key: value for key, value in index["backend"]["options"].items() if key not in consents}
+    options = plugins.options("backend", name, {**recorded, **(backend_options or {})})
+    return kind.load(folder / MODEL_WEIGHTS, options), encoder, index
 
 
 def choose_classes(wanted: Sequence[str], learned: Sequence[str]) -> tuple[str, ...]:
@@ -737,16 +759,8 @@ def flow_names(labels: Sequence[str]) -> list[tuple[str, int]]:
     names = []
     for label in labels:
         last[label] = last.get(label, 0) + 1
-        names.append((folder_name(label), last[label]))
+        names.append((dataset.folder_name(label), last[label]))
     return names
-
-
-def folder_name(label: str) -> str:
-    """
-    Return a label as the name of a folder: what a file system does not take is written as ``%2F``.
-    """
-    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|%]', lambda m: f"%{ord(m[0]):02X}", label)
-    return re.sub(r"^\.", "%2E", name) or "%"
 
 
 def work(config: RunConfig, inputs: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:

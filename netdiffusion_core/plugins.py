@@ -321,8 +321,11 @@ class Plugins:
 
     def open_capture(self, path: Path) -> Traffic | None:
         """
-        Ask the plugins to read a file that is neither pcap nor pcapng; None when it is nobody's.
+        Ask the plugins to read a file that is neither pcap nor pcapng; None when it is nobody's, or no file but a pipe
+        or device, which may never end.
         """
+        if not path.is_file():
+            return None
         try:
             return cast("Traffic | None", self.hook.netdiffusion_open_capture(path=path))
         except (NetDiffusionError, OSError):

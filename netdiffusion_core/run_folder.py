@@ -44,7 +44,8 @@ def new_folder(target: Path, overwrite: bool = False, inputs: Sequence[Path] = (
     target = Path(os.path.abspath(target))
     _check_free(target, overwrite, inputs)
     with _partial(target) as partial:
-        yield partial
+        with _there_to_the_end(target, partial):
+            yield partial
         _put(partial, target, overwrite)
 
 
@@ -63,20 +64,23 @@ def resumable_folder(
     _check_free(target, overwrite, inputs)
     partial = target.with_name(f".{target.name}.partial")
     with _errors_in_sentences(target, partial), _alone(target, partial):
+        if partial.is_symlink() or (partial.exists() and partial.stat().st_uid != os.geteuid()):
+            raise ConfigError(f"what stands for {target} in {target.parent} is not yours; choose another output")
         if partial.exists() and not resume:
             if (partial / CHECKPOINTS).exists() and not overwrite:
                 raise ConfigError(
                     f"an interrupted run of {target} was kept: go on with --resume, or begin anew with --overwrite"
                 )
             shutil.rmtree(partial)
-        partial.mkdir(exist_ok=True)
+        partial.mkdir(mode=0o700, exist_ok=True)
         try:
-            yield partial
+            with _there_to_the_end(target, partial):
+                yield partial
             shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
             (partial / WORK).unlink(missing_ok=True)
             _put(partial, target, overwrite)
         except BaseException as error:
-            if (partial / CHECKPOINTS).exists():
+            if (partial / CHECKPOINTS).exists() and (partial / WORK).exists():
                 logger.warning("what was finished is kept: go on with --resume")
             else:
                 _remove(partial, error)
@@ -111,7 +115,6 @@ def _partial(target: Path) -> Iterator[Path]:
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     with _errors_in_sentences(target, partial):
         try:
-            partial.chmod(0o777 & ~_umask())
             yield partial
         except BaseException as error:
             _remove(partial, error)
@@ -137,6 +140,26 @@ def _alone(target: Path, partial: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _there_to_the_end(target: Path, partial: Path) -> Iterator[None]:
+    """
+    Raise RunError when the folder was removed while the work went on: what was written since is not all of it.
+    """
+    handle = os.open(partial, os.O_RDONLY)  # as long as it is open, no other folder gets its inode
+    cause: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        cause = error
+    finally:
+        there = partial.exists() and os.path.samestat(os.fstat(handle), partial.stat())
+        os.close(handle)
+    if not there:
+        raise RunError(f"{target} was removed while the work went on; run it again") from cause
+    if cause is not None:
+        raise cause
+
+
+@contextmanager
 def _errors_in_sentences(target: Path, partial: Path) -> Iterator[None]:
     """
     Say the operating system's errors in a sentence, and call the partial folder by the name it was to have.
@@ -144,7 +167,11 @@ def _errors_in_sentences(target: Path, partial: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        sentence = no_space(error, target.parent) or (explain(error) if isinstance(error, OSError) else "")
+        sentence = no_space(error, target.parent)
+        if isinstance(error, OSError) and not sentence:
+            # What lies beside the target has a name that nobody asked for: the folder is what could not be written.
+            beside = error.filename and Path(os.fsdecode(error.filename)).parent == target.parent
+            sentence = f"{target.parent}: {error.strerror}" if beside else explain(error)
         if sentence:
             raise RunError(f"{sentence}; {target} was not written".replace(str(partial), str(target))) from error
         if isinstance(error, NetDiffusionError) and str(partial) in str(error):
@@ -166,6 +193,8 @@ def explain(error: OSError) -> str:
     Say an operating system's error in a sentence.
     """
     text = error.strerror or str(error) or type(error).__name__
+    if error.errno is None and "requested and" in text:  # NumPy's short writes
+        text = f"a file was not written whole ({text}): there is a limit on the size of files, or a quota"
     return f"{error.filename}: {text}" if error.filename else text
 
 
@@ -204,15 +233,19 @@ class Run:
         Raises ConfigError when they differ: what was kept then belongs to another run.
         """
         path, text = self.folder / WORK, json.dumps(work, indent=1, ensure_ascii=False, default=str)
-        if (self.folder / CHECKPOINTS).exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            now = json.loads(text)
-            if other := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
-                raise ConfigError(
-                    f"the interrupted run was made from other {' and '.join(other)}; give it the same with --resume, "
-                    "or begin anew with --overwrite"
-                )
-        path.write_text(text, encoding="utf-8")
+        if not (self.folder / CHECKPOINTS).exists():
+            path.write_text(text, encoding="utf-8")
+            return
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise ConfigError("what was kept of the interrupted run is damaged: begin anew with --overwrite") from None
+        now = json.loads(text)
+        if other := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+            raise ConfigError(
+                f"the interrupted run was made from other {' and '.join(other)}; give it the same with --resume, "
+                "or begin anew with --overwrite"
+            )
 
     def keep(self, name: str, make: Callable[[Path], Any]) -> Path:
         """
@@ -256,16 +289,17 @@ def _check_free(target: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
         raise ConfigError(f"{target} exists already; choose another output, or replace it with --overwrite")
     if target.is_symlink() or not target.is_dir():
         raise ConfigError(f"{target} is no folder, and --overwrite replaces folders only; choose another output")
-    place = target.resolve()
+    place = os.path.realpath(target)
     for kept in (Path.cwd(), Path.home(), *inputs):
-        if kept.resolve().is_relative_to(place):
+        if Path(os.path.realpath(kept)).is_relative_to(place):
             raise ConfigError(f"--overwrite would remove {kept}, which lies in {target}; choose another output")
 
 
 def _put(partial: Path, target: Path, overwrite: bool) -> None:
     """
-    Give the finished folder its name.
+    Give the finished folder its name, and the permissions that folders usually have.
     """
+    partial.chmod(0o777 & ~_umask())
     if not os.path.lexists(target):
         os.rename(partial, target)
         return

@@ -42,6 +42,7 @@ def load(folder: Path) -> Encoded:
 
     Raises DataError for anything else, with what is wrong.
     """
+    require_files(folder)
     index = read_index(folder)
     arrays = {}
     for name, dtype in _ARRAYS.items():
@@ -52,14 +53,15 @@ def load(folder: Path) -> Encoded:
             raise DataError(f"{folder} is incomplete: {path.name} is missing; encode again") from None
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path} is damaged ({error}); encode again") from None
-        if arrays[name].dtype != dtype:
-            raise DataError(
-                f"{path} holds {arrays[name].dtype}, not {np.dtype(dtype)}; it was not made by netdiff encode"
-            )
+        found = getattr(arrays[name], "dtype", "an archive")
+        if found != dtype:
+            raise DataError(f"{path} holds {found}, not {np.dtype(dtype)}; it was not made by netdiff encode")
     layout = layout_from_json(index["layout"], folder / INDEX)
     rows, starts, labels = arrays["rows"], arrays["starts"], index["labels"]
     consistent = (
-        rows.ndim == 2
+        isinstance(labels, list)
+        and all(isinstance(label, str) for label in labels)
+        and rows.ndim == 2
         and rows.shape[1] == layout.width
         and starts.shape == (len(labels) + 1,)
         and arrays["start_times"].shape == (len(labels),)
@@ -86,7 +88,7 @@ def read_encoder(folder: Path) -> dict[str, Any]:
     Return name and options of the encoder that made an encoded folder. Raises DataError where none is recorded.
     """
     encoder: dict[str, Any] = read_index(folder)["encoder"]
-    if not {"name", "options"} <= encoder.keys():
+    if not is_component(encoder):
         raise DataError(f"{folder / INDEX} does not say which encoder made it: encode again with netdiff encode")
     return encoder
 
@@ -98,6 +100,22 @@ def read_index(folder: Path) -> dict[str, Any]:
     return read_json(folder / INDEX, ("layout", "encoder", "labels"), "netdiff encode")
 
 
+def require_files(folder: Path) -> None:
+    """
+    Raise DataError for a folder that holds a pipe, a device or a link to one: reading it may never end.
+    """
+    for path in folder.rglob("*"):
+        if not (path.is_file() or path.is_dir()):
+            raise DataError(f"{path} is neither a file nor a folder; copy {folder} anew from where it was made")
+
+
+def is_component(document: Any) -> bool:
+    """
+    Tell whether a JSON value names a component and its options.
+    """
+    return isinstance(document, dict) and [type(document.get(k)) for k in ("name", "options")] == [str, dict]
+
+
 def read_json(path: Path, keys: tuple[str, ...], maker: str, format_version: int = FORMAT) -> dict[str, Any]:
     """
     Read a JSON file of ours. Raises DataError when it is missing, damaged, of another format or lacks a key.
@@ -106,7 +124,7 @@ def read_json(path: Path, keys: tuple[str, ...], maker: str, format_version: int
         document = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path.parent} was not made by {maker}: it has no {path.name}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); run {maker} again") from None
     if not isinstance(document, dict) or "format" not in document or not all(k in document for k in keys):
         raise DataError(f"{path} is damaged, or was not made by {maker}; run {maker} again")
@@ -132,5 +150,5 @@ def layout_from_json(document: Any, path: Path) -> Layout:
     try:
         fields = tuple((str(name), int(bits)) for name, bits in document["fields"])
         return Layout(name=str(document["name"]), version=int(document["version"]), fields=fields)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(f"the layout in {path} is damaged") from None

@@ -353,7 +353,18 @@ def test_a_model_of_another_layout_version_is_refused(data: Path, toy: Plugins) 
 
 
 @pytest.mark.parametrize(
-    ("label", "name"), [("web", "web"), ("a/b", "a%2Fb"), ("..", "%2E."), (".hidden", "%2Ehidden"), ("50%", "50%25")]
+    ("label", "name"),
+    [
+        ("web", "web"),
+        ("a/b", "a%2Fb"),
+        ("..", "%2E%2E"),
+        (".hidden", "%2Ehidden"),
+        ("50%", "50%25"),
+        ("con", "%63on"),
+        ("Nul.x", "%4Eul.x"),
+        ("a.", "a%2E"),
+    ],
 )
 def test_a_label_is_always_one_folder_below_the_output(label: str, name: str) -> None:
-    assert pipeline.folder_name(label) == name
+    assert dataset.folder_name(label) == name
+    assert dataset.label_of(name) == label

@@ -9,6 +9,7 @@ Sources: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import logging
 import mmap
@@ -36,6 +37,7 @@ MAX_CAPTURED_BYTES = 1 << 18
 """More than that in one packet is taken for a damaged file (libpcap's MAXIMUM_SNAPLEN)."""
 
 _MAX_BLOCK_BYTES = 1 << 24
+_MAX_INTERFACES = 1 << 20
 _MAX_UNPACKED_BYTES = 1 << 31
 _WINDOW_BYTES = 1 << 24
 _MAX_WIRE_BYTES = (1 << 31) - 1
@@ -147,7 +149,7 @@ def _whole_or_not(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:  # never through a link that somebody put there
                 yield file
             temporary.replace(path)
         finally:
@@ -182,7 +184,7 @@ def _whole(file: BinaryIO) -> bytes | mmap.mmap:
 
 def _unpack(path: Path) -> bytes | mmap.mmap:
     """
-    Unpack a gzip file into a nameless one.
+    Unpack a gzip file into a nameless one. Raises RunError when there is no space for it.
     """
     with tempfile.TemporaryFile() as file:
         try:
@@ -193,6 +195,11 @@ def _unpack(path: Path) -> bytes | mmap.mmap:
                     file.write(piece)
         except EOFError:
             log.warning("%s: the gzip data is cut short; the packets before the cut are kept", path)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            place = tempfile.gettempdir()
+            raise RunError(f"{path} cannot be unpacked: {place} is full; free some space, or set TMPDIR") from error
         file.flush()
         return _whole(file)
 
@@ -346,6 +353,8 @@ def _read_pcapng(path: Path, content: bytes | mmap.mmap) -> Traffic:
             elif kind == _INTERFACE:
                 if length < 20:
                     raise _damaged(path, at, f"an interface description has {length} bytes")
+                if len(interfaces) == _MAX_INTERFACES:
+                    raise _damaged(path, at, f"it describes more than {_MAX_INTERFACES} interfaces")
                 interfaces.append(_interface(content[at + 8 : at + length - 4], order))
             at += length
         if positions:

@@ -9,6 +9,7 @@ heavy.
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 import traceback
@@ -18,7 +19,7 @@ from typing import Any
 import typer
 
 from .. import __version__
-from ..errors import NetDiffusionError
+from ..errors import NetDiffusionError, visible
 from ..plugins import Plugins
 from . import check, compare, config, decode, encode, evaluate, fit, generate, plugins, render, repair, rules, run
 from .common import command
@@ -108,7 +109,7 @@ def _explain(error: Exception) -> int:
     """
     Print one sentence for any exception, and return the exit code.
     """
-    from ..run_folder import explain, no_space
+    from ..run_folder import explain
 
     if isinstance(error, typer.Abort):
         return _fail("interrupted", 130)
@@ -123,17 +124,24 @@ def _explain(error: Exception) -> int:
         hint = f" See: {context.command_path} --help" if context is not None else ""
         return _fail(f"{usage()}{hint}", 2)
     if isinstance(error, OSError):
-        from pathlib import Path
-
-        return _fail(no_space(error, Path.cwd()) or explain(error), 1)
-    if isinstance(error, MemoryError):
+        if error.filename:
+            return _fail(explain(error), 1)
+        if isinstance(error, FileNotFoundError):
+            return _fail("the working folder was removed: change to one that exists", 1)
+        return _fail(f"what was to be printed could not be written whole: {explain(error)}", 1)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search("allocate memory|out of memory", str(error))  # torch's
+    ):
         return _fail("out of memory: use fewer flows, a smaller --max-packets, or a smaller batch", 1)
     reason = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
     return _fail(f"this should not have happened: {reason}. Run again with --traceback to see where, and report it", 1)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"netdiff: {message}", file=sys.stderr)
+    if len(message) > 2000:
+        message = f"{message[:1500]} ... {message[-400:]}"
+    sentence = visible(message).replace("\n", "\\n")
+    print(f"netdiff: {sentence}", file=sys.stderr)
     return code
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import visible
 from .common import Json, RuleNames, RulesOff, Session, logger, print_json, print_rows
 
 
@@ -58,7 +59,7 @@ def check(
         return 1 if errors or unread else 0
     if each:
         for v in found:
-            print(f"{v['file']}: {_place(v)}: {v['severity']}: {v['rule']}: {v['message']}")
+            print(visible(f"{v['file']}: {_place(v)}: {v['severity']}: {v['rule']}: {v['message']}"))
     elif found:
         print_rows(_by_rule(found))
     counts = ((errors, "error"), (len(found) - errors, "warning"), (len(files) - unread, "file"))

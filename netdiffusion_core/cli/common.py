@@ -20,6 +20,7 @@ import attrs
 import typer
 
 from .. import config as settings
+from ..errors import visible
 from ..options import Text
 from ..plugins import Plugins
 
@@ -178,7 +179,7 @@ def print_json(document: Any) -> None:
     """
     Print JSON on stdout.
     """
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(visible(json.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -191,7 +192,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     for name, value in rows[0].items():
         table.add_column(name, overflow="fold", justify="right" if isinstance(value, int | float) else "left")
     for row in rows:
-        table.add_row(*map(str, row.values()))
+        table.add_row(*(cell(value) for value in row.values()))
     print_table(table)
 
 
@@ -205,13 +206,22 @@ def exit_code(judged: Sequence[Mapping[str, Any]]) -> int:
     return 1 if missed else 0
 
 
+def cell(value: Any) -> Any:
+    """
+    Return a value as a cell of a table that shows it as it is: neither markup nor escapes do anything.
+    """
+    from rich.text import Text
+
+    return Text(visible(str(value)))
+
+
 def print_table(table: Any) -> None:
     """
     Print a rich table on stdout: as wide as it must be when nobody's terminal limits it.
     """
     from rich.console import Console
 
-    wide = None if sys.stdout.isatty() else 200
+    wide = None if sys.stdout and sys.stdout.isatty() else 200
     Console(width=wide, soft_wrap=wide is not None).print(table)
 
 

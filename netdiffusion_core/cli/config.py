@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import typer
 
-from .common import Session, command, print_table
+from .common import Session, cell, command, print_table
 
 KEYS = {"encoder": "encoder.name", "backend": "backend.name", "rules_off": "rules.off"}
 """Of settings that have an attribute of another name."""
@@ -40,5 +40,5 @@ def show_config(session: Session) -> None:
     for key in sorted(rows | given):
         value = given[key].value if key in given else rows[key]
         shown = ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-        table.add_row(key, shown, given[key].source if key in given else "default")
+        table.add_row(cell(key), cell(shown), cell(given[key].source if key in given else "default"))
     print_table(table)

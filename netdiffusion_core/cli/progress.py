@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from ..context import Advance
+from ..errors import visible
 from ..hookspecs import hookimpl
 
 
@@ -43,7 +44,7 @@ class Terminal:
         """
         Print one line on stderr, above the bars.
         """
-        self.console.print(message, markup=False, soft_wrap=True)
+        self.console.print(visible(message), markup=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
@@ -72,7 +73,7 @@ class Terminal:
 
         def advance(steps: int = 1, note: str = "") -> None:
             nonlocal done, last
-            done, last = done + steps, note or last
+            done, last = done + steps, visible(note) or last
             bars.update(task, advance=steps, note=last)
 
         self._open += 1

@@ -35,6 +35,7 @@ def repair(
     from .. import pipeline, repairs
     from ..capture import write_capture
     from ..context import Context
+    from ..errors import DataError
     from ..run_folder import new_folder
 
     changed: list[Repair] = []
@@ -52,6 +53,8 @@ def repair(
                 packets += len(broken)
                 flows += len(broken.flows) + 1
                 target = (folder / name).with_suffix(".pcap")
+                if target.exists():
+                    raise DataError(f"{captures / name} would be written over another: rename it, both end as {target}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_capture(target, mended)
                 advance(note=name)

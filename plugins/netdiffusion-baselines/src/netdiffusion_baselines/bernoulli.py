@@ -126,10 +126,16 @@ class Bernoulli(Backend):
         def fits(classes: int, layout: Layout, a: dict[str, Array]) -> bool:
             thresholds, positions = a["thresholds"], a["thresholds"].shape[1:2]
             return (
-                thresholds.shape == (classes, *positions, layout.width, 2)
+                (thresholds.dtype, a["lengths"].dtype, a["flows"].dtype, a["span"].dtype)
+                == (np.float32, np.int64, np.int64, np.int64)
+                and thresholds.shape == (classes, *positions, layout.width, 2)
+                and positions > (0,)
                 and a["flows"].shape == (classes + 1,)
-                and a["flows"][-1] == len(a["lengths"])
+                and a["flows"][0] == 0
+                and a["flows"][-1] == a["lengths"].size
+                and bool((np.diff(a["flows"]) > 0).all() and (a["lengths"] >= 0).all())
                 and a["span"].shape == (2,)
+                and a["span"][0] <= a["span"][1]
             )
 
         labels, layout, arrays = read_model(folder, "bernoulli", _ARRAYS, fits)

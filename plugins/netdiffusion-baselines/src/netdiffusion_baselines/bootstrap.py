@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from netdiffusion_core.context import Context
 from netdiffusion_core.interfaces import Backend
-from netdiffusion_core.model import Encoded, Layout, SampleRequest
+from netdiffusion_core.model import MISSING, Encoded, Layout, SampleRequest
 
 from .common import generate, read_model, require_fitted, require_flows, start_span, write_model
 
@@ -70,9 +70,13 @@ class Bootstrap(Backend):
 
         def fits(flows: int, layout: Layout, a: dict[str, Array]) -> bool:
             return (
-                a["starts"].shape == (flows + 1,)
+                (a["rows"].dtype, a["starts"].dtype, a["start_times"].dtype) == (np.int8, np.int64, np.int64)
+                and a["starts"].shape == (flows + 1,)
+                and a["starts"][0] == 0
+                and bool((np.diff(a["starts"]) >= 0).all())
                 and a["start_times"].shape == (flows,)
                 and a["rows"].shape == (a["starts"][-1], layout.width)
+                and bool((a["rows"] >= MISSING).all() and (a["rows"] <= 1).all())
             )
 
         labels, layout, arrays = read_model(folder, "bootstrap", _ARRAYS, fits)

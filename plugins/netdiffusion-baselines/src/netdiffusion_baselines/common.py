@@ -122,8 +122,11 @@ def read_model(
             version=facts["layout"]["version"],
             fields=tuple((str(name), int(bits)) for name, bits in facts["layout"]["fields"]),
         )
-        arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in names}
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        # Mapped, so that a header that lies about the size is an error and no allocation.
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("an archive is no array")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{folder} is no usable {backend!r} model ({error!r}). Fit the backend again.") from error
     if not fits(len(labels), layout, arrays):
         raise DataError(f"The arrays in {folder} do not fit the layout in its model.json. Fit the backend again.")

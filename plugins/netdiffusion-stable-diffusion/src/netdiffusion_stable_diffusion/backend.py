@@ -64,6 +64,10 @@ def _option(default: Any, help: str, validator: Any = None) -> Any:
     return attrs.field(default=default, validator=validator, metadata={"help": help})
 
 
+def _between(low: float, high: float) -> Any:
+    return attrs.validators.and_(attrs.validators.ge(low), attrs.validators.le(high))
+
+
 @attrs.frozen(kw_only=True)
 class Options:
     """
@@ -72,7 +76,7 @@ class Options:
 
     base: str = _option(EMBEDDED, "the embedded base, a folder in diffusers' layout, or (with download) a hub id")
     controlnet: str = _option("", "ControlNet folder or hub id; by default the base's own")
-    download: bool = _option(False, "allow access to the model hub")
+    download: bool = attrs.field(default=False, metadata={"help": "allow access to the model hub", "consent": True})
     control: Literal["none", "class", "exemplar"] = _option(
         "class", "what steers the structure: nothing, what was learned of the class, or one training flow (the paper)"
     )
@@ -80,28 +84,26 @@ class Options:
     class_values: bool = _option(
         True, "what the latents leave open is drawn from the class's values in such packets (control=class)"
     )
-    lora_rank: int = _option(16, "rank of the LoRA matrices", attrs.validators.ge(1))
+    lora_rank: int = _option(16, "rank of the LoRA matrices", _between(1, 1024))
     lora_alpha: float = _option(16.0, "LoRA scale is alpha / rank", attrs.validators.gt(0))
-    steps: int = _option(200, "fine-tuning steps; 0 samples from the base as it is", attrs.validators.ge(0))
-    rows_per_step: int = _option(2048, "packets in a fine-tuning step", attrs.validators.ge(1))
+    steps: int = _option(200, "fine-tuning steps; 0 samples from the base as it is", _between(0, 10**7))
+    rows_per_step: int = _option(2048, "packets in a fine-tuning step", _between(1, 10**7))
     learning_rate: float = _option(1e-3, "peak learning rate; it falls to 0 by a cosine", attrs.validators.gt(0))
     prompt_dropout: float = _option(
         0.1,
         "share of empty prompts, for classifier-free guidance",
-        attrs.validators.and_(attrs.validators.ge(0), attrs.validators.le(1)),
+        _between(0, 1),
     )
-    sampling_steps: int = _option(20, "denoising steps", attrs.validators.ge(1))
+    sampling_steps: int = _option(20, "denoising steps", _between(1, 1000))
     guidance: float = _option(1.5, "classifier-free guidance; 1 is none", attrs.validators.gt(0))
-    rows_per_batch: int = _option(4096, "packets denoised together", attrs.validators.ge(1))
+    rows_per_batch: int = _option(4096, "packets denoised together", _between(1, 10**7))
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
     precision: Precision = _option(
         "auto", "fp32, fp16, bf16; auto is fp32 on a CPU and for the embedded base, else what the GPU computes in best"
     )
     offload: bool = _option(False, "text encoders and autoencoder wait in main memory until they are at work")
     gradient_checkpointing: bool = _option(False, "fine-tune in less memory, for a third more time")
-    threads: int = _option(
-        0, "CPU threads of torch; 0 takes the cores that this process may use", attrs.validators.ge(0)
-    )
+    threads: int = _option(0, "CPU threads of torch; 0 takes the cores that this process may use", _between(0, 1024))
 
 
 class StableDiffusion(Backend):
@@ -267,11 +269,19 @@ class StableDiffusion(Backend):
                 label: {(label, int(height), str(service)): int(count) for height, service, count in found}
                 for label, found in record["classes"].items()
             }
+            if not all(
+                1 <= height <= LENGTHS[-1] and count > 0
+                for found in begin.values()
+                for (_, height, _), count in found.items()
+            ):
+                raise ValueError("backend.json has a height or a number of flows that cannot be")
             arrays = load_file(folder / "control.safetensors")
             structure = _load_structure(arrays, begin, saved.control)
             known = any(name.startswith("values/") for name in arrays)
             values = from_arrays(arrays, layout, len(arrays["edges"])) if known else {}
-        except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, SafetensorError,
+        ) as error:  # fmt: skip
             raise DataError(f"{folder} is not a model of the stable-diffusion backend: {error}") from error
         if options is None:
             options = saved

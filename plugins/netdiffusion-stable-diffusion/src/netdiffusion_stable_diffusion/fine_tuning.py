@@ -161,6 +161,7 @@ def _save(
     path.parent.mkdir(exist_ok=True)
     draft = path.with_suffix(".draft")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft)
+    os.sync()
     os.replace(draft, path)
 
 
