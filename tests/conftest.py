@@ -63,9 +63,9 @@ def make_data(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def install() -> Callable[..., Path]:
     """
-    ``install(folder, sources, *requirements)`` builds wheels of these sources, installs the requirements from nothing but
-    these wheels into a new environment, and returns that environment. All that is not ours comes from the environment of
-    this test, so that nothing is downloaded: pip still resolves every dependency.
+    ``install(folder, sources, *requirements)`` builds wheels of these sources, installs the requirements from nothing
+    but these wheels into a new environment, and returns that environment. What is not ours comes from the environment
+    of this test, so that nothing is downloaded; pip resolves every dependency all the same.
     """
 
     def run(folder: Path, sources: Sequence[Path], *requirements: str) -> Path:
