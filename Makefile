@@ -36,6 +36,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMP)  ## write the references anew from the code, and the site from docs/
+	$(BIN)/python tools/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 wheels: $(STAMP)  ## dist/: a wheel and a source archive of every distribution
 	for folder in . plugins/netdiffusion $(PLUGINS) $(EXTRA); do \
 	    (cd $$folder && "$(CURDIR)/$(BIN)/python" -m hatchling build -d "$(CURDIR)/dist") || exit 1; done
@@ -54,4 +58,4 @@ sample: $(STAMP)  ## record the bundled sample anew (root, Debian)
 	tools/lab/run.sh
 
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv runs dist site

@@ -5,7 +5,10 @@ The documentation agrees with the code: references are what the code says, and l
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,20 @@ def test_links_lead_somewhere(page: Path) -> None:
             target = (page.parent / file).resolve() if file else page
             assert target.exists(), f"{name(page)}: {link} leads nowhere"
             assert not anchor or anchor in anchors(target), f"{name(page)}: {link} has no such heading"
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """
+    Every page is in the menu, and every link inside leads somewhere.
+    """
+    pytest.importorskip("mkdocs", reason="mkdocs-material is not installed (make dev)")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(build, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert "tutorial/first-run.html" in page
+    assert not re.search(r'<(?:script|link)[^>]+"https?:', page), "the site fetches something from elsewhere"
 
 
 def test_references_say_what_the_code_says(monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
