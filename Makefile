@@ -1,4 +1,4 @@
-# demo | test | dev | lint | bench | base | sample | clean. Each builds .venv when it is missing or out of date.
+# demo | test | dev | lint | docs | wheels | bench | base | sample | clean. Each builds .venv when it is missing or out of date.
 PYTHON ?= python3
 PLUGINS := $(sort $(wildcard plugins/netdiffusion-*))
 EXTRA := $(sort $(wildcard plugins/extra/netdiffusion-*))
@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 test: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test dev lint bench base sample clean
+.PHONY: demo test dev lint docs wheels bench base sample clean
 .DEFAULT_GOAL := dev
 
 dev: $(STAMP)  ## the core and all first-party plugins, editable
@@ -36,6 +36,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMP)  ## write the references anew from the code, and the site from docs/
+	$(BIN)/python tools/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+wheels: $(STAMP)  ## dist/: a wheel and a source archive of every distribution
+	for folder in . plugins/netdiffusion $(PLUGINS) $(EXTRA); do \
+	    (cd $$folder && "$(CURDIR)/$(BIN)/python" -m hatchling build -d "$(CURDIR)/dist") || exit 1; done
+
 bench: $(STAMP) .venv/.bench  ## packets a second beside dpkt and scapy: make bench ARGS="--capture x.pcap --gigabytes 5"
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py $(ARGS)
 
@@ -50,4 +58,4 @@ sample: $(STAMP)  ## record the bundled sample anew (root, Debian)
 	tools/lab/run.sh
 
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv runs dist site

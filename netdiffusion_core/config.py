@@ -71,7 +71,7 @@ class RunConfig:
     classes            use these classes only; all when empty
     flows              synthetic flows a class; None: as many as it has real training flows, at most 100
     max_packets        longer flows are cut to their first packets
-    encoder, backend   one component each
+    encoder, backend   the component's name
     rules              rule sets; what they require is added
     rules_off          ids of single rules that are neither checked nor repaired, ``rules.off``
     evaluators         None: all that are installed

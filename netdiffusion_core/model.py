@@ -282,11 +282,11 @@ class Encoded:
     """
     Flows as rows of bits, the form that models learn.
 
-    rows        int8[packets, layout.width]  1, 0, or `MISSING` where the header is absent
-    starts      int64[flows+1]               flow i is ``rows[starts[i]:starts[i + 1]]``
-    labels      str[flows]
-    start_times int64[flows]                 nanoseconds since 1970 of each flow's first packet; 0 where unknown
-    layout      Layout
+    rows         int8[packets, layout.width]  1, 0, or `MISSING` where the header is absent
+    starts       int64[flows+1]               flow i is ``rows[starts[i]:starts[i + 1]]``
+    labels       str[flows]
+    start_times  int64[flows]                 nanoseconds since 1970 of each flow's first packet; 0 where unknown
+    layout       Layout
     """
 
     rows: NDArray[np.int8] = _array(np.int8)

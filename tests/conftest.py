@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,37 @@ def make_data(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="session")
+def install() -> Callable[..., Path]:
+    """
+    ``install(folder, sources, *requirements)`` builds wheels of these sources, installs the requirements from nothing
+    but these wheels into a new environment, and returns that environment. What is not ours comes from the environment
+    of this test, so that nothing is downloaded; pip resolves every dependency all the same.
+    """
+
+    def run(folder: Path, sources: Sequence[Path], *requirements: str) -> Path:
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        wheels = folder / "wheels"
+        built = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, *sources]
+        subprocess.run(built, check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+        others = folder / "others"
+        others.mkdir()
+        for path in (Path(p) for p in sys.path if p.endswith("site-packages")):
+            for entry in path.iterdir():
+                ours = entry.name.lower().lstrip("_").startswith(("netdiffusion", "editable"))
+                if not ours and not (others / entry.name).is_symlink():
+                    (others / entry.name).symlink_to(entry)
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
+        (site / "others.pth").write_text(str(others))
+        python = folder / "venv" / "bin" / "python"
+        only = ["--no-index", "--find-links", wheels]
+        subprocess.run([*pip, "--python", python, "install", *only, *requirements], check=True)
+        return folder / "venv"
+
+    return run
 
 
 def udp_capture(ttl: int, port: int, packets: int) -> bytes:

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import sysconfig
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,25 +35,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def environment(made: Path, install: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
-    An environment of wheels of the core, of netdiffusion-inet and of the new plugins. What else they depend on comes
-    from the environment of this test, so that nothing is downloaded.
+    An environment of wheels of the core, of netdiffusion-inet and of the new plugins.
     """
-    folder = tmp_path_factory.mktemp("environment")
-    sources = [str(path) for path in (ROOT, ROOT / "plugins" / "netdiffusion-inet", *sorted(made.iterdir()))]
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder / "wheels"), *sources]
-    subprocess.run(build, check=True)
-    wheels = sorted(folder.glob("wheels/*.whl"))
-    assert len(wheels) == 2 + len(KINDS)
-    for wheel in wheels:
-        assert any(name.endswith("py.typed") for name in zipfile.ZipFile(wheel).namelist())
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(site), *wheels], check=True)
-    (site / "shared.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
-    return folder / "venv"
+    sources = [ROOT, ROOT / "plugins" / "netdiffusion-inet", *sorted(made.iterdir())]
+    new = [f"netdiffusion-new-{kind}" for kind in KINDS]
+    return install(tmp_path_factory.mktemp("environment"), sources, "netdiffusion-inet", *new)
 
 
 @pytest.fixture
