@@ -73,11 +73,11 @@ class Compliance(Evaluator):
         """
         by_rules, by_tshark = [], []
         with context.progress("compliance", 4) as advance:
+            program, timeout_s = shutil.which("tshark"), self.options.tshark_timeout_s
             for traffic in (synthetic, real.test):  # remembered: the real side is the same for ours and for baselines
                 by_rules.append(once(traffic, ("rules", context.rules), partial(check, traffic, context.rules)))
                 advance(note="rules")
-                timeout_s = self.options.tshark_timeout_s
-                by_tshark.append(once(traffic, ("tshark", timeout_s), partial(tshark, traffic, timeout_s)))
+                by_tshark.append(once(traffic, ("tshark", program, timeout_s), partial(tshark, traffic, timeout_s)))
                 advance(note="tshark")
         return [
             _score("flows", "Share of flows without an error by the run's rule sets", "maximize", *by_rules),

@@ -29,7 +29,7 @@ from .features import (
     ClassifierOptions,
     fingerprints,
     require_encoder,
-    varies,
+    telling,
 )
 from .groups import REPEATS, compare, draw, score, tied
 
@@ -131,7 +131,7 @@ def c2st(
     """
     X, *keys = (np.concatenate(pair) for pair in zip(real, fake, strict=True))
     y = np.repeat([0, 1], [len(real[0]), len(fake[0])])
-    varied = np.flatnonzero(varies(X))  # a constant column costs time and tells nothing
+    columns = telling(X)
     aucs, importances = [], np.zeros(X.shape[1])
     for repetition in range(REPEATS):
         seed = stream_seed(context.seed, f"detectability.forest {repetition}") % 2**32
@@ -139,11 +139,11 @@ def c2st(
         for learn, judge in StratifiedGroupKFold(options.folds, shuffle=True, random_state=seed).split(
             X, y, tied(*keys)
         ):
-            if len(varied) and len(judge) and len(np.unique(y[learn])) == 2:
+            if len(columns) and len(judge) and len(np.unique(y[learn])) == 2:
                 forest = RandomForestClassifier(options.trees, random_state=seed, n_jobs=1)
-                forest.fit(X[learn][:, varied], y[learn])
-                probability[judge] = forest.predict_proba(X[judge][:, varied])[:, 1]
-                importances[varied] += forest.feature_importances_ / (options.folds * REPEATS)
+                forest.fit(X[learn][:, columns], y[learn])
+                probability[judge] = forest.predict_proba(X[judge][:, columns])[:, 1]
+                importances[columns] += forest.feature_importances_ / (options.folds * REPEATS)
         aucs.append(max(float(roc_auc_score(y, probability)), 0.5))
     return aucs, importances
 

@@ -58,7 +58,7 @@ ARTEFACT_TCP_OPTIONS = {
 
 FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")  # RFC 9293 section 3.1, least significant bit first
 
-_CHUNK_PACKETS = 65_536
+_CHUNK_PACKETS = 16_384
 
 
 @attrs.frozen(eq=False)
@@ -141,7 +141,8 @@ def per_flow(ufunc: np.ufunc, values: Array, starts: Array, empty: float = 0, dt
     filled = np.diff(starts) > 0
     result = np.full((len(filled), *values.shape[1:]), empty, dtype or values.dtype)
     if filled.any():
-        result[filled] = ufunc.reduceat(values, starts[:-1][filled], dtype=result.dtype)
+        values = values.astype(result.dtype, copy=False)  # four times as fast as to let reduceat convert
+        result[filled] = ufunc.reduceat(values, starts[:-1][filled])
     return result
 
 
@@ -227,6 +228,17 @@ def varies(values: Array) -> Array:
     Mark the columns that are not constant: bool[columns].
     """
     return np.asarray((values != values[:1]).any(axis=0))
+
+
+def telling(values: Array) -> NDArray[np.int64]:
+    """
+    Return the columns that vary, one of those that are equal. Of ten thousand bits some hundreds are left: where a
+    header is absent, all its bits are. Forests that choose among all of them seldom meet the telling ones.
+    """
+    columns = np.ascontiguousarray(values.T)
+    as_bytes = columns.view(np.dtype((np.void, columns.itemsize * columns.shape[1])))
+    distinct = np.sort(np.unique(as_bytes, return_index=True)[1])
+    return np.asarray(distinct[varies(values[:, distinct])])
 
 
 def first_packets(bits: Array, starts: Array, count: int) -> NDArray[np.int8]:

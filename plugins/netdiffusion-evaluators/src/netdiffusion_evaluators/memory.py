@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 T = TypeVar("T")
 
-_known: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
+_known: dict[int, dict[Hashable, Any]] = {}
 
 
 def once(owner: Any, key: Hashable, compute: Callable[[], T]) -> T:
@@ -19,7 +19,10 @@ def once(owner: Any, key: Hashable, compute: Callable[[], T]) -> T:
     Return ``compute()``, or what it returned before for this very owner (a `Traffic` or `RealTraffic`: both are frozen)
     and key. It is kept as long as the owner is, so it must not refer to the owner.
     """
-    answers = _known.setdefault(owner, {})
+    if id(owner) not in _known:
+        _known[id(owner)] = {}
+        finalize(owner, _known.pop, id(owner))
+    answers = _known[id(owner)]
     if key not in answers:
         answers[key] = compute()
     return answers[key]

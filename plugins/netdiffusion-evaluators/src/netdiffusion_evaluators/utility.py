@@ -7,6 +7,7 @@ synthetic flows take the place of some real ones, and synthetic flows for classe
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,18 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.feature_selection import VarianceThreshold
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
 from netdiffusion_core.context import Context, stream_seed
 from netdiffusion_core.interfaces import Encoder, Evaluator, RealTraffic
 from netdiffusion_core.model import Score, Traffic, counts_by_label
 
-from .features import VIEWS, ClassifierOptions, View, fingerprints, require_encoder
+from .features import VIEWS, ClassifierOptions, View, fingerprints, require_encoder, telling
 from .groups import REPEATS, Sides, compare, draw, spread
 
 Array = NDArray[Any]
@@ -93,7 +93,11 @@ class Lesson:
         """
         Return what a model that learned these rows says of the test flows: str[flows].
         """
-        return np.asarray(model.fit(self.X[learned], self.y[learned]).predict(self.X_test))
+        X, y = self.X[learned], self.y[learned]
+        columns = telling(X)
+        if not len(columns) or len(np.unique(y)) < 2:  # nothing to learn: the most frequent class, whatever is asked
+            return np.full(len(self.X_test), statistics.mode(y.tolist()))
+        return np.asarray(model.fit(X[:, columns], y).predict(self.X_test[:, columns]))
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -200,7 +204,7 @@ def learn(
     classifiers = {"random forest": tuple(macro_f1(lesson.y_test, guess[0]) for guess in (tstr, trtr))}
     for name, model in {
         "decision tree": DecisionTreeClassifier(random_state=seed(0)),
-        "linear SVM": make_pipeline(VarianceThreshold(), StandardScaler(), LinearSVC(random_state=seed(0))),
+        "linear SVM": make_pipeline(StandardScaler(), SVC(kernel="linear")),
     }.items():
         right = partial(_f1_of, lesson, model)
         classifiers[name] = right(all_fake), of_real(partial(right, all_real), name)
