@@ -13,7 +13,8 @@ dev: $(STAMP)  ## the core and all first-party plugins, editable
 
 $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]' $(addprefix -e ./,$(PLUGINS))
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]' \
+	    $(addprefix -e ./,$(PLUGINS:%-evaluators=%-evaluators[interop]))
 	touch $@
 
 demo: $(STAMP)  ## fine-tune on the bundled sample, generate, repair, evaluate, report

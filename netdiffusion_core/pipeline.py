@@ -22,6 +22,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from . import dataset, gates, manifest, repairs, storage
 from .capture import assemble, read_capture, write_capture
@@ -426,7 +427,9 @@ def load(config: RunConfig, plugins: Plugins, progress: Progress = silent) -> Tr
 
 def split(traffic: Traffic, context: Context) -> RealTraffic:
     """
-    Divide the flows into train and test: by the data's own splits, else by a seeded draw of 30 % of each class.
+    Divide the flows into train and test: by the data's own splits, else by a seeded draw of 30 % of each class. Flows
+    of one capture stay together where a class has captures enough: they share hosts and sessions, and a test with
+    neighbours of what was trained on is too easy.
 
     Raises DataError for a class with fewer than two flows to train on or none to test with.
     """
@@ -435,7 +438,7 @@ def split(traffic: Traffic, context: Context) -> RealTraffic:
     for label in np.unique(labels).tolist():
         own = np.flatnonzero((labels == label) & (splits == ""))
         shuffled = context.rng(f"split:{label}").permutation(own)
-        is_test[shuffled[: max(MIN_TEST, round(TEST_SHARE * len(own))) if len(own) else 0]] = True
+        is_test[_draw_captures(shuffled, traffic.flows.sources[shuffled], round(TEST_SHARE * len(own)))] = True
         n_test = int(is_test[labels == label].sum())
         n_train = int((labels == label).sum()) - n_test
         if n_train < MIN_TRAIN or n_test < MIN_TEST:
@@ -449,6 +452,21 @@ def split(traffic: Traffic, context: Context) -> RealTraffic:
                 "Capture more, or leave the class out with --classes"
             )
     return RealTraffic(train=traffic.select_flows(~is_test), test=traffic.select_flows(is_test))
+
+
+def _draw_captures(shuffled: NDArray[Any], captures: NDArray[np.str_], count: int) -> NDArray[Any]:
+    """
+    Return at most so many flows, whole captures in the order in which they appear; or the first flows, where less than
+    half as many would be returned.
+    """
+    count, drawn = max(count, MIN_TEST), 0
+    chosen: list[str] = []
+    names, first, sizes = np.unique(captures, return_index=True, return_counts=True)
+    for i in np.argsort(first):
+        if drawn + sizes[i] <= count:
+            chosen.append(names[i])
+            drawn += int(sizes[i])
+    return shuffled[np.isin(captures, chosen)] if 2 * drawn >= count else shuffled[:count]
 
 
 def encode(traffic: Traffic, encoder: Encoder, progress: Progress = silent) -> Encoded:

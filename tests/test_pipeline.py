@@ -121,6 +121,19 @@ def test_a_seeded_split_depends_on_the_seed_alone(traffic: Any) -> None:
     assert alone == [s for s in chosen[0] if "web" in s]  # another class more or less moves nothing
 
 
+def test_flows_of_one_capture_are_not_divided_where_a_class_has_captures_enough(traffic: Any) -> None:
+    def captures(names: list[str]) -> tuple[list[str], list[str]]:
+        web = traffic.select_flows(np.resize(np.flatnonzero(traffic.flows.labels == "web"), len(names)))
+        real = pipeline.split(attrs.evolve(web, flows=attrs.evolve(web.flows, sources=names)), Context(seed=0))
+        return real.train.flows.sources.tolist(), real.test.flows.sources.tolist()
+
+    train, test = captures([f"{i // 3}.pcap" for i in range(30)])
+    assert len(test) == 9
+    assert not set(train) & set(test)
+    assert len(captures(["all.pcap"] * 30)[1]) == 9  # one capture must be divided
+    assert len(captures(["most.pcap"] * 29 + ["one.pcap"])[1]) == 9
+
+
 @pytest.mark.parametrize(
     ("flows", "message"),
     [

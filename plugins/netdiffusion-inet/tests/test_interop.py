@@ -181,7 +181,9 @@ def test_tcptrace_finds_the_same_connections_and_nothing_amiss(capture: SimpleNa
 
 
 def test_ndpi_finds_the_same_flows(capture: SimpleNamespace) -> None:
-    nfstream = pytest.importorskip("nfstream", reason="nfstream is not installed (netdiffusion-core[testing] has it)")
+    nfstream = pytest.importorskip(
+        "nfstream", reason="nfstream is not installed (netdiffusion-evaluators[interop] has it)"
+    )
     forever_s = 10**9
     found = list(
         nfstream.NFStreamer(

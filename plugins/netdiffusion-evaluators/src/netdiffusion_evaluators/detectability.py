@@ -6,7 +6,9 @@ trained to tell synthetic flows from real ones of the same class; an AUC of 0.5 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -14,18 +16,29 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold
 
 from netdiffusion_core.context import Context, stream_seed
-from netdiffusion_core.interfaces import Evaluator, RealTraffic
+from netdiffusion_core.interfaces import Encoder, Evaluator, RealTraffic
 from netdiffusion_core.model import Score, Traffic
 
-from .features import ARTEFACT_FIELDS, VIEWS, ClassifierOptions, require_encoder, varies
-from .groups import by_class, draw, score
+from .features import (
+    ARTEFACT_FIELDS,
+    ARTEFACT_TCP_OPTIONS,
+    VIEWS,
+    ClassifierOptions,
+    fingerprints,
+    require_encoder,
+    telling,
+)
+from .groups import REPEATS, compare, draw, score, tied
 
 Array = NDArray[Any]
 
 TOP_FEATURES = 10
+
+_SIDES = ("test", "train", "synthetic")
+_ARTEFACTS = ARTEFACT_FIELDS | {f"TCP option {kind}": why for kind, why in ARTEFACT_TCP_OPTIONS.items()}
 
 
 @attrs.frozen(kw_only=True)
@@ -35,7 +48,7 @@ class DetectabilityOptions(ClassifierOptions):
     """
 
     trees: int = attrs.field(
-        default=50,  # two forests a fold, class and view: most of the time of all evaluators together
+        default=20,  # of each repetition and fold, class and view: half of the time of all evaluators together
         validator=[attrs.validators.instance_of(int), attrs.validators.ge(1)],
         metadata={"help": "trees of each random forest"},
     )
@@ -57,31 +70,39 @@ class Detectability(Evaluator):
         """
         Return ``auc`` on header bits less artefacts and ``statistics_auc``, each the mean over classes of the
         out-of-fold AUC of real test against synthetic flows, never below 0.5. The floor is real training against real
-        test flows. All of a class's sides have equally many flows. Raises ConfigError without an encoder.
+        test flows. All of a class's sides have equally many flows. Flows that are copies of each other are always in
+        one fold, and so are flows of one capture where a side has captures enough: nobody learns them by heart. Raises
+        ConfigError without an encoder.
         """
-        encoder = require_encoder(context, "detectability")
-        groups, missing = by_class(real, synthetic, context, "detectability")
-        rng = context.rng("detectability.draw")
-        least = 2 * self.options.folds
-        sizes = {label: min(len(g.train), len(g.test), len(g.synthetic)) for label, g in groups.items()}
-        too_few = {label: size for label, size in sizes.items() if size < least}
+        encoder, options = require_encoder(context, "detectability"), self.options
+        sides = compare(real, synthetic, context, "detectability", options.max_flows)
+        indivisible = {side: _indivisible(getattr(sides, side), encoder, 2 * options.folds) for side in _SIDES}
+        apart = {
+            label: min(len(np.unique(indivisible[side][1][getattr(group, side)])) for side in _SIDES)
+            for label, group in sides.groups.items()
+        }
+        too_few = {label: count for label, count in apart.items() if count < 2 * options.folds}
         scores = []
-        with context.progress("detectability", len(VIEWS) * len(groups)) as advance:
+        with context.progress("detectability", len(VIEWS) * len(sides.groups)) as advance:
             for view in VIEWS:
-                values, floors, tells = {}, {}, {}
-                for label, g in groups.items():
-                    values[label] = floors[label] = math.nan
+                seen = {side: view.see(getattr(sides, side), encoder, options.first_packets) for side in _SIDES}
+                names, fields = seen["test"].names, seen["test"].fields
+                values: dict[str, Any] = dict.fromkeys(sides.groups, math.nan)
+                floors: dict[str, Any] = dict(values)
+                importances: dict[str, Array] = {}
+                for label, group in sides.groups.items():
                     if label not in too_few:
-                        train, test, fake = (
-                            view.see(
-                                t.select_flows(draw(flows, sizes[label], rng)), encoder, self.options.first_packets
-                            )
-                            for t, flows in ((real.train, g.train), (real.test, g.test), (synthetic, g.synthetic))
+                        size = min(len(group.train), len(group.test), len(group.synthetic))
+                        rng = context.rng(f"detectability.{label}")
+                        test, train, fake = (
+                            (seen[side].values[flows], *(key[flows] for key in indivisible[side]))
+                            for side in _SIDES
+                            for flows in [draw(getattr(group, side), size, rng)]
                         )
-                        values[label], importances = self._c2st(test.values, fake.values, context)
-                        floors[label], _ = self._c2st(test.values, train.values, context)
-                        top = np.argsort(-importances, kind="stable")[:TOP_FEATURES]
-                        tells[label] = {test.names[i]: float(importances[i]) for i in top if importances[i] > 0}
+                        values[label], importances[label] = c2st(test, fake, options, context)
+                        floors[label], _ = sides.of_real(
+                            (view, label, encoder, options), partial(c2st, test, train, options, context)
+                        )
                     advance(note=label)
                 scores.append(
                     score(
@@ -91,27 +112,57 @@ class Detectability(Evaluator):
                         values,
                         floors,
                         lower=0.5,
-                        telltale_features=tells,
-                        artefacts_left_out=list(ARTEFACT_FIELDS),
+                        telltale_fields=_largest(fields, np.mean([*importances.values()] or [[0.0]], axis=0)),
+                        telltale_features={label: _largest(names, found) for label, found in importances.items()},
+                        artefacts_left_out={} if view.prefix else _ARTEFACTS,
                         classes_with_too_few_flows=too_few,
-                        missing_classes=missing,
+                        missing_classes=sides.missing,
                     )
                 )
         return scores
 
-    def _c2st(self, real: Array, fake: Array, context: Context) -> tuple[float, Array]:
-        """
-        Return the out-of-fold AUC, at least 0.5, and each feature's mean importance (they sum to 1).
-        """
-        X = np.concatenate([real, fake])
-        y = np.repeat([0, 1], [len(real), len(fake)])
-        varied = np.flatnonzero(varies(X))  # a constant column costs time and tells nothing
-        seed = stream_seed(context.seed, "detectability.forest") % 2**32
-        probability, importances = np.full(len(y), 0.5), np.zeros(X.shape[1])
-        if len(varied):
-            for learn, judge in StratifiedKFold(self.options.folds, shuffle=True, random_state=seed).split(X, y):
-                forest = RandomForestClassifier(self.options.trees, random_state=seed, n_jobs=1)
-                forest.fit(X[learn][:, varied], y[learn])
-                probability[judge] = forest.predict_proba(X[judge][:, varied])[:, 1]
-                importances[varied] += forest.feature_importances_ / self.options.folds
-        return max(float(roc_auc_score(y, probability)), 0.5), importances
+
+def c2st(
+    real: tuple[Array, ...], fake: tuple[Array, ...], options: DetectabilityOptions, context: Context
+) -> tuple[list[float], Array]:
+    """
+    Return the out-of-fold AUC of each repetition, at least 0.5, and each feature's mean importance (they sum to 1). A
+    side is its features and the keys of `_indivisible`.
+    """
+    X, *keys = (np.concatenate(pair) for pair in zip(real, fake, strict=True))
+    y = np.repeat([0, 1], [len(real[0]), len(fake[0])])
+    columns = telling(X)
+    aucs, importances = [], np.zeros(X.shape[1])
+    for repetition in range(REPEATS):
+        seed = stream_seed(context.seed, f"detectability.forest {repetition}") % 2**32
+        probability = np.full(len(y), 0.5)
+        for learn, judge in StratifiedGroupKFold(options.folds, shuffle=True, random_state=seed).split(
+            X, y, tied(*keys)
+        ):
+            if len(columns) and len(judge) and len(np.unique(y[learn])) == 2:
+                forest = RandomForestClassifier(options.trees, random_state=seed, n_jobs=1)
+                forest.fit(X[learn][:, columns], y[learn])
+                probability[judge] = forest.predict_proba(X[judge][:, columns])[:, 1]
+                importances[columns] += forest.feature_importances_ / (options.folds * REPEATS)
+        aucs.append(max(float(roc_auc_score(y, probability)), 0.5))
+    return aucs, importances
+
+
+def _indivisible(traffic: Traffic, encoder: Encoder, captures: int) -> tuple[Array, Array]:
+    """
+    Return two keys of each flow; flows that share one are never learned from and judged in the same fold: its
+    fingerprint, and, in a class of at least so many captures, its capture.
+    """
+    prints, labels, sources = fingerprints(traffic, encoder), traffic.flows.labels, traffic.flows.sources
+    plenty = [label for label in np.unique(labels) if len(np.unique(sources[labels == label])) >= captures]
+    return prints, np.where(np.isin(labels, plenty), sources, prints)
+
+
+def _largest(names: Sequence[str], importances: Array) -> dict[str, float]:
+    """
+    Return the names of the greatest importances, those of one name added up.
+    """
+    total: Counter[str] = Counter()
+    for i in np.flatnonzero(importances):
+        total[names[i]] += float(importances[i])
+    return dict(total.most_common(TOP_FEATURES))

@@ -1,12 +1,14 @@
 """
-Fidelity: how near the distributions of single bits, and of what packet follows what, come to those of real traffic.
+Fidelity: how near the distributions of single bits, of pairs of fields, and of what packet follows what, come to those
+of real traffic.
 
 The three distances per bit are the ones that the NetDiffusion paper reports. A generator that draws every bit on its
-own gets them right, so they are never enough: see the baseline ``bernoulli``.
+own gets them right, so they are never enough: see the baseline ``bernoulli``. Pairs and transitions are what it fails.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,8 +20,9 @@ from netdiffusion_core.context import Context
 from netdiffusion_core.interfaces import Encoder, Evaluator, RealTraffic
 from netdiffusion_core.model import MISSING, Layout, Score, Traffic
 
-from .features import Packets, in_chunks, packets, per_flow, require_encoder
-from .groups import Groups, Missing, by_class, score
+from .features import ARTEFACT_FIELDS, Packets, in_chunks, packets, per_flow, require_encoder
+from .groups import Sides, compare, score
+from .memory import once
 
 Array = NDArray[Any]
 
@@ -28,6 +31,13 @@ SIZE_BUCKETS = (64, 128, 256, 512, 1024, 1400)
 Upper bounds in bytes of the IP packet, the last bucket is open: bare TCP segments and small queries, ..., full packets.
 """
 
+LEVELS = 10
+"""Levels that a field is cut into before it is compared together with another one; the last is absence."""
+
+WORST = 10
+"""Pairs and fields that are told of."""
+
+_CHUNK_PACKETS = 1 << 15
 _EDGE = 2 * (len(SIZE_BUCKETS) + 1)  # the state before a flow's first packet and after its last one
 
 
@@ -62,36 +72,33 @@ DISTANCES = {
 
 class Fidelity(Evaluator):
     """
-    Distances between distributions of bits and of transitions, mean over columns and then over classes.
+    Distances between distributions of bits, of pairs of fields and of transitions, mean over classes.
     """
 
     def evaluate(self, real: RealTraffic, synthetic: Traffic, context: Context) -> Iterable[Score]:
         """
         Return ``jsd``, ``tvd`` and ``hellinger`` over all header bits, the same over ``informative`` ones (not constant
-        in the real flows of the class), and ``transitions``. Raises ConfigError without an encoder.
+        in the real flows of the class), ``pairs`` and ``transitions``. Raises ConfigError without an encoder.
         """
         encoder = require_encoder(context, "fidelity")
-        groups, missing = by_class(real, synthetic, context, "fidelity")
-        with context.progress("fidelity", 3) as advance:
-            sides = []
-            for traffic in (real.train, real.test, synthetic):
-                sides.append((bit_counts(traffic, encoder), packets(traffic)))
-                advance()
-        (train_bits, train), (test_bits, test), (fake_bits, fake) = sides
-        return [
-            *_bit_scores(train_bits, test_bits, fake_bits, groups, encoder.layout, missing),
-            _transition_score(train, test, fake, groups, missing),
-        ]
+        sides = compare(real, synthetic, context, "fidelity")
+        with context.progress("fidelity", 4) as advance:
+            for part in (sides.train, sides.test, sides.synthetic):
+                bit_counts(part, encoder)
+                advance(note="bits")
+            scores = [*_bit_scores(sides, encoder), _pair_score(sides, encoder), _transition_score(sides)]
+            advance(note="pairs")
+        return scores
 
 
-def _bit_scores(
-    train: Array, test: Array, fake: Array, groups: Groups, layout: Layout, missing: Missing
-) -> Iterator[Score]:
+def _bit_scores(sides: Sides, encoder: Encoder) -> Iterator[Score]:
+    layout = encoder.layout
     is_header = np.ones(layout.width, bool)  # direction and time have figures of their own
     if layout.has("trace"):
         is_header[layout.span("trace")] = False
+    train, test, fake = (bit_counts(part, encoder) for part in (sides.train, sides.test, sides.synthetic))
     expected, found, floor, chosen = {}, {}, {}, {}
-    for label, g in groups.items():
+    for label, g in sides.groups.items():
         expected[label] = _normalise(test[g.test].sum(0))
         found[label] = _normalise(fake[g.synthetic].sum(0))
         floor[label] = _normalise(train[g.matched].sum(0))
@@ -99,21 +106,75 @@ def _bit_scores(
         chosen[label] = is_header & (real.max(-1) < real.sum(-1))
     for prefix in ("", "informative_"):
         for name, (distance, title) in DISTANCES.items():
-            by_column = {label: distance(expected[label], found[label]) for label in groups}
-            columns = {label: chosen[label] if prefix else is_header for label in groups}
+            by_column = {label: distance(expected[label], found[label]) for label in sides.groups}
+            columns = {label: chosen[label] if prefix else is_header for label in sides.groups}
             yield score(
                 f"fidelity.{prefix}{name}",
                 f"{title} of {prefix.replace('_', ' ')}header bits, mean over bits and classes",
-                {label: _mean(by_column[label][columns[label]]) for label in groups},
-                {label: _mean(distance(expected[label], floor[label])[columns[label]]) for label in groups},
+                {label: _mean(by_column[label][columns[label]]) for label in sides.groups},
+                {label: _mean(distance(expected[label], floor[label])[columns[label]]) for label in sides.groups},
                 per_field={} if prefix else _per_field(layout, list(by_column.values())),
-                missing_classes=missing,
+                missing_classes=sides.missing,
             )
 
 
-def _transition_score(train: Packets, test: Packets, fake: Packets, groups: Groups, missing: Missing) -> Score:
+def _pair_score(sides: Sides, encoder: Encoder) -> Score:
+    names = [encoder.layout.fields[i][0] for i in pair_fields(encoder.layout)]
+    train, test, fake = (field_values(part, encoder) for part in (sides.train, sides.test, sides.synthetic))
     values, floors = {}, {}
-    for label, g in groups.items():
+    pairs: list[dict[str, Any]] = []
+    fields: list[dict[str, Any]] = []
+    for label, g in sides.groups.items():
+        own_train, own_test, own_fake = _of_flows(train, g.train), _of_flows(test, g.test), _of_flows(fake, g.synthetic)
+        edges = [_edges(column) for column in np.concatenate([own_train, own_test]).T]
+        chosen = [i for i, each in enumerate(edges) if each is not None]
+        if len(chosen) < 2:
+            values[label] = floors[label] = math.nan
+            continue
+        first, second = np.triu_indices(len(chosen), 1)
+        expected, found, floor = (
+            joint(part[:, chosen], [edges[i] for i in chosen])
+            for part in (own_test, own_fake, _of_flows(train, g.matched))
+        )
+        by_pair = total_variation(_tables(expected), _tables(found))[first, second]
+        values[label] = _mean(by_pair)
+        floors[label] = _mean(total_variation(_tables(expected), _tables(floor))[first, second])
+        dependence = [mutual_information(part)[first, second] for part in (expected, found)]
+        pairs += [
+            {
+                "class": label,
+                "fields": f"{names[chosen[first[i]]]}, {names[chosen[second[i]]]}",
+                "distance": float(by_pair[i]),
+                "real: mutual information (bit)": float(dependence[0][i]),
+                "synthetic: mutual information (bit)": float(dependence[1][i]),
+            }
+            for i in np.argsort(-by_pair)[:WORST]
+        ]
+        fields += [
+            {
+                "class": label,
+                "field": names[i],
+                "distance": float(np.abs(np.einsum("iaia->ia", expected - found)[k]).sum() / 2),
+                "real": _most_frequent(own_test[:, i]),
+                "synthetic": _most_frequent(own_fake[:, i]),
+            }
+            for k, i in enumerate(chosen)
+        ]
+    return score(
+        "fidelity.pairs",
+        "Total variation distance of what two header fields of a packet say together, mean over pairs and classes",
+        values,
+        floors,
+        worst_pairs=sorted(pairs, key=lambda row: -row["distance"])[:WORST],
+        worst_fields=sorted(fields, key=lambda row: -row["distance"])[: 2 * WORST],
+        missing_classes=sides.missing,
+    )
+
+
+def _transition_score(sides: Sides) -> Score:
+    train, test, fake = (packets(part) for part in (sides.train, sides.test, sides.synthetic))
+    values, floors = {}, {}
+    for label, g in sides.groups.items():
         expected = transitions(test, g.test)
         values[label] = float(total_variation(expected, transitions(fake, g.synthetic)))
         floors[label] = float(total_variation(expected, transitions(train, g.matched)))
@@ -123,7 +184,7 @@ def _transition_score(train: Packets, test: Packets, fake: Packets, groups: Grou
         values,
         floors,
         size_buckets_bytes=list(SIZE_BUCKETS),
-        missing_classes=missing,
+        missing_classes=sides.missing,
     )
 
 
@@ -131,11 +192,107 @@ def bit_counts(traffic: Traffic, encoder: Encoder) -> NDArray[np.int32]:
     """
     Count for each flow and column the packets with -1, 0 and 1: int32[flows, columns, 3].
     """
-    parts = [np.empty((0, encoder.layout.width, 3), np.int32)]
-    for encoded in in_chunks(traffic, encoder):
-        counts = [per_flow(np.add, encoded.rows == v, encoded.starts, dtype=np.int32) for v in (MISSING, 0, 1)]
-        parts.append(np.stack(counts, axis=-1))
-    return np.concatenate(parts)
+
+    def count() -> NDArray[np.int32]:
+        parts = [np.empty((0, encoder.layout.width, 3), np.int32)]
+        for e in in_chunks(traffic, encoder):
+            absent, ones = (per_flow(np.add, e.rows == v, e.starts, dtype=np.int32) for v in (MISSING, 1))
+            parts.append(np.stack([absent, e.lengths[:, None].astype(np.int32) - absent - ones, ones], axis=-1))
+        return np.concatenate(parts)
+
+    return once(traffic, ("bit counts", encoder), count)
+
+
+# --- pairs of fields ----------------------------------------------------------------------------------------------
+
+
+def pair_fields(layout: Layout) -> list[int]:
+    """
+    Return which fields make pairs: numbers, no artefacts.
+    """
+    return [i for i, (name, bits) in enumerate(layout.fields) if bits <= 16 and name not in ARTEFACT_FIELDS]
+
+
+def field_values(traffic: Traffic, encoder: Encoder) -> tuple[Array, Array]:
+    """
+    Return the `pair_fields` of all packets as numbers, -1 where absent, flow by flow: int32[packets, fields]; and where
+    each flow begins: int64[flows + 1].
+    """
+    names = [encoder.layout.fields[i][0] for i in pair_fields(encoder.layout)]
+
+    def compute() -> tuple[Array, Array]:
+        parts, lengths = [np.empty((0, len(names)), np.int32)], [np.zeros(1, np.int64)]
+        for encoded in in_chunks(traffic, encoder):
+            parts.append(np.stack([encoded.values(name) for name in names], axis=1).astype(np.int32))
+            lengths.append(encoded.lengths)
+        return np.concatenate(parts), np.cumsum(np.concatenate(lengths))
+
+    return once(traffic, ("field values", encoder), compute)
+
+
+def joint(values: Array, edges: Sequence[Array]) -> Array:
+    """
+    Return how often two fields are in two levels at once: float64[fields, levels, fields, levels], each table of two
+    fields summing to 1. The level of a number is how many of the field's edges it exceeds; one more is absence.
+    """
+    fields = len(edges)
+    counts = np.zeros((fields * LEVELS, fields * LEVELS))
+    for start in range(0, len(values), _CHUNK_PACKETS):
+        part = values[start : start + _CHUNK_PACKETS].T
+        levels = np.array(
+            [np.where(v < 0, LEVELS - 1, np.searchsorted(e, v)) for v, e in zip(part, edges, strict=True)]
+        )
+        one_hot = (levels[:, None] == np.arange(LEVELS)[:, None]).reshape(fields * LEVELS, -1).astype(np.float32)
+        counts += one_hot @ one_hot.T
+    return counts.reshape(fields, LEVELS, fields, LEVELS) / max(len(values), 1)
+
+
+def mutual_information(tables: Array) -> Array:
+    """
+    Return the mutual information in bits of each two fields: float64[fields, fields].
+    """
+    alone = np.einsum("iaia->ia", tables)
+    independent = np.einsum("ia,jb->iajb", alone, alone)
+    return np.asarray(rel_entr(tables, independent).sum((1, 3)) / np.log(2))
+
+
+def _edges(values: Array) -> Array | None:
+    """
+    Return the numbers at which a field's levels end, at most `LEVELS` - 2: its values where they are few, else its
+    quantiles. None for a field that is constant.
+    """
+    distinct = np.unique(values)
+    if len(distinct) < 2:
+        return None
+    present = distinct[distinct >= 0]
+    if len(present) >= LEVELS:
+        present = np.unique(np.quantile(values[values >= 0], np.linspace(0, 1, LEVELS - 1), method="nearest"))
+    return present[:-1]
+
+
+def _tables(joint: Array) -> Array:
+    fields = len(joint)
+    return joint.transpose(0, 2, 1, 3).reshape(fields, fields, -1)
+
+
+def _of_flows(values: tuple[Array, Array], flows: Array) -> Array:
+    """
+    Return the rows of these flows.
+    """
+    rows, starts = values
+    return rows[np.repeat(np.isin(np.arange(len(starts) - 1), flows), np.diff(starts))]
+
+
+def _most_frequent(values: Array) -> str:
+    """
+    Name the three most frequent values and their shares.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    top = np.argsort(-counts, kind="stable")[:3]
+    return ", ".join(f"{'absent' if distinct[i] < 0 else distinct[i]} ({counts[i] / len(values):.0%})" for i in top)
+
+
+# --- transitions --------------------------------------------------------------------------------------------------
 
 
 def transitions(p: Packets, flows: Array) -> Array:

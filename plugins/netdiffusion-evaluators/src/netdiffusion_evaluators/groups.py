@@ -5,24 +5,35 @@ Flows class by class, and scores that are means over classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from netdiffusion_core.context import Context
 from netdiffusion_core.interfaces import RealTraffic
 from netdiffusion_core.model import Score, Traffic
 
+from .memory import once
+
 Array = NDArray[Any]
+T = TypeVar("T")
+
+REPEATS = 3
+"""
+How often a figure that depends on chance (forests, draws) is measured: it is the mean, and ``detail["spread"]`` the
+standard deviation.
+"""
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Group:
     """
-    The flows of one class: rows of the flow tables of real.train, real.test and synthetic.
+    The flows of one class: rows of the flow tables of train, test and synthetic.
 
     matched  at most as many training flows as there are synthetic ones, drawn at random: the floor of a figure
              compares these with `test`, so that floor and value suffer alike from small numbers
@@ -34,28 +45,70 @@ class Group:
     synthetic: Array
 
 
-Groups = dict[str, Group]
-"""Group by label, sorted."""
-
-Missing = dict[str, list[str]]
-"""For each side that lacks classes of another one: which."""
-
-
-def by_class(real: RealTraffic, synthetic: Traffic, context: Context, evaluator: str) -> tuple[Groups, Missing]:
+@attrs.frozen(eq=False, kw_only=True)
+class Sides:
     """
-    Return ``(groups, missing)``: the flows of each class that all three sides have, and the classes that one lacks.
+    What an evaluator compares.
+
+    groups   Group by label, sorted: the classes that all three sides have
+    missing  for each side that lacks classes of another one: which
     """
-    sides = {"train": real.train, "test": real.test, "synthetic": synthetic}
+
+    train: Traffic
+    test: Traffic
+    synthetic: Traffic
+    groups: dict[str, Group]
+    missing: dict[str, list[str]]
+    _real: RealTraffic
+    _key: Hashable
+
+    def of_real(self, key: Hashable, compute: Callable[[], T], *what: Hashable) -> T:
+        """
+        Return ``compute()``, which must depend on real flows, the numbers of synthetic ones, the seed, `key` and `what`
+        only. So a floor is computed once for ours and all baselines of a run.
+        """
+        return once(self._real, (self._key, key, what), compute)
+
+
+def compare(
+    real: RealTraffic, synthetic: Traffic, context: Context, evaluator: str, max_flows: int | None = None
+) -> Sides:
+    """
+    Put real and synthetic flows side by side, at most `max_flows` of each class and side.
+    """
+    if max_flows is not None:
+        real_parts = [_at_most(max_flows, part, context) for part in (real.train, real.test)]
+        train, test, synthetic = *real_parts, _at_most(max_flows, synthetic, context)
+    else:
+        train, test = real.train, real.test
+    sides = {"train": train, "test": test, "synthetic": synthetic}
     names = {side: set(traffic.flows.labels.tolist()) for side, traffic in sides.items()}
     every, common = set().union(*names.values()), set.intersection(*names.values())
     rng = context.rng(f"{evaluator}.match")
     groups = {}
     for label in sorted(common):
         flows = {side: np.flatnonzero(traffic.flows.labels == label) for side, traffic in sides.items()}
-        matched = draw(flows["train"], len(flows["synthetic"]), rng)
-        groups[label] = Group(matched=matched, **flows)
-    missing = {side: sorted(every - present) for side, present in names.items() if every - present}
-    return groups, missing
+        groups[label] = Group(matched=draw(flows["train"], len(flows["synthetic"]), rng), **flows)
+    return Sides(
+        **sides,
+        groups=groups,
+        missing={side: sorted(every - present) for side, present in names.items() if every - present},
+        real=real,
+        key=(evaluator, context.seed, max_flows, *((label, len(g.synthetic)) for label, g in groups.items())),
+    )
+
+
+def _at_most(count: int, traffic: Traffic, context: Context) -> Traffic:
+    labels, numbers = np.unique(traffic.flows.labels, return_counts=True)
+    if not len(labels) or numbers.max() <= count:
+        return traffic
+
+    def choose() -> Traffic:
+        rng = context.rng("evaluators.at_most")
+        chosen = [draw(np.flatnonzero(traffic.flows.labels == label), count, rng) for label in labels]
+        return traffic.select_flows(np.sort(np.concatenate(chosen)))
+
+    return once(traffic, ("at most", count, context.seed), choose)
 
 
 def draw(flows: Array, count: int, rng: np.random.Generator) -> Array:
@@ -65,11 +118,29 @@ def draw(flows: Array, count: int, rng: np.random.Generator) -> Array:
     return flows if len(flows) <= count else np.sort(rng.choice(flows, count, replace=False))
 
 
+def tied(*keys: Array) -> Array:
+    """
+    Number flows so that those which share any key have one number: int[flows]. A key is an array with one entry a flow.
+    Flows that are tied must never lie on both sides of a training.
+    """
+    flows = len(keys[0])
+    nodes = flows
+    rows, columns = [], []
+    for key in keys:
+        distinct, inverse = np.unique(key, return_inverse=True)
+        rows.append(np.arange(flows))
+        columns.append(nodes + inverse)
+        nodes += len(distinct)
+    edge = np.concatenate(rows), np.concatenate(columns)
+    _, number = connected_components(coo_array((np.ones(len(edge[0])), edge), shape=(nodes, nodes)), directed=False)
+    return np.asarray(number[:flows])
+
+
 def score(
     name: str,
     summary: str,
-    values: Mapping[str, float],
-    floors: Mapping[str, float],
+    values: Mapping[str, float | Sequence[float]],
+    floors: Mapping[str, float | Sequence[float]],
     *,
     goal: Literal["minimize", "maximize"] = "minimize",
     lower: float = 0.0,
@@ -77,20 +148,35 @@ def score(
     **detail: Any,
 ) -> Score:
     """
-    Return a score that is the mean over classes, with every class in its detail. A class whose figure is NaN does not
-    count; without any class the value is NaN, and the detail's ``reason`` says why.
+    Return a score that is the mean over classes, with every class in its detail. A figure that depends on chance has
+    several values a class, one a repetition: their mean counts, and ``detail["spread"]`` is the standard deviation of
+    the score over repetitions. A class whose figure is NaN does not count; without any class the value is NaN, and the
+    detail's ``reason`` says why.
     """
-    measured = {label: value for label, value in values.items() if not math.isnan(value)}
-    detail = {"per_class": {label: {"value": v, "floor": floors[label]} for label, v in values.items()}, **detail}
+    per_class = {
+        label: {"value": float(np.mean(value)), "floor": float(np.mean(floors[label]))}
+        for label, value in values.items()
+    }
+    measured = [label for label, figures in per_class.items() if not any(map(math.isnan, figures.values()))]
+    detail = {"per_class": per_class, **detail}
     if not measured:
         detail.setdefault("reason", "no class could be measured: each needs enough flows in train, test and synthetic")
+        return Score(name=name, value=math.nan, goal=goal, lower=lower, upper=upper, summary=summary, detail=detail)
+    by_repetition = np.mean([np.atleast_1d(values[label]) for label in measured], axis=0)
     return Score(
         name=name,
-        value=float(np.mean(list(measured.values()))) if measured else math.nan,
+        value=min(max(float(by_repetition.mean()), lower), upper),  # a mean of ones can be a hair above 1
         goal=goal,
         lower=lower,
         upper=upper,
-        floor=float(np.mean([floors[label] for label in measured])) if measured else None,
+        floor=float(np.mean([per_class[label]["floor"] for label in measured])),
         summary=summary,
-        detail=detail,
+        detail=detail | spread(by_repetition),
     )
+
+
+def spread(values: Sequence[float] | Array) -> dict[str, float]:
+    """
+    Return the standard deviation over repetitions for a score's detail, nothing when there was one.
+    """
+    return {"spread": float(np.std(values, ddof=1))} if len(values) > 1 else {}

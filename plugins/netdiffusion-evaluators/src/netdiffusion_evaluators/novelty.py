@@ -1,5 +1,5 @@
 """
-Novelty: are synthetic flows new, and do they differ from one another?
+Novelty: are synthetic flows new, do they differ from one another, and do they tell who was trained on?
 
 Flows are compared by their header bits less artefacts, so that a copy with fresh sequence numbers is still a copy.
 Short flows are alike by nature (two look-ups of one kind differ in nothing but their identifiers): read each figure
@@ -8,23 +8,23 @@ beside its floor, which real test flows get.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any, Literal
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from netdiffusion_core.context import Context
 from netdiffusion_core.interfaces import Encoder, Evaluator, RealTraffic
 from netdiffusion_core.model import Score, Traffic
 
-from .features import first_packets, header_bits, in_chunks, require_encoder, varies
-from .groups import by_class, draw, score
+from .features import digests, first_packets, header_bits, in_chunks, require_encoder, varies
+from .groups import REPEATS, compare, draw, score
+from .memory import once
 
 Array = NDArray[Any]
 
@@ -47,17 +47,18 @@ class NoveltyOptions:
     )
 
 
-_FIGURES: tuple[tuple[str, Literal["minimize", "maximize"], str], ...] = (
-    ("copies", "minimize", "Share of synthetic flows that equal a training flow but for artefacts"),
-    ("distinct", "maximize", "Share of distinct flows among as many synthetic as real test flows"),
-    ("distance", "maximize", "Distance to the nearest training flow, as a share of what real test flows have"),
-    ("diversity", "maximize", "Distance to the nearest other synthetic flow, as a share of what real test flows have"),
+_FIGURES: tuple[tuple[str, Literal["minimize", "maximize"], float, str], ...] = (
+    ("copies", "minimize", 0.0, "Share of synthetic flows that equal a training flow but for artefacts"),
+    ("distinct", "maximize", 0.0, "Share of distinct flows among as many synthetic as real test flows"),
+    ("distance", "maximize", 0.0, "Distance to the nearest training flow, as a share of what real test flows have"),
+    ("diversity", "maximize", 0.0, "Distance to the nearest other synthetic flow, as a share of what real flows have"),
+    ("membership_auc", "minimize", 0.5, "AUC of telling training from test flows by the nearest synthetic flow"),
 )
 
 
 class Novelty(Evaluator):
     """
-    Copies, distinct flows and nearest neighbours, class by class.
+    Copies, distinct flows, nearest neighbours and a membership-inference attack, class by class.
     """
 
     Options = NoveltyOptions
@@ -66,45 +67,56 @@ class Novelty(Evaluator):
         """
         Return, each a mean over classes,
 
-        ``copies``     share of flows that are equal to a training flow
-        ``distinct``   number of different flows by number of flows, among as many synthetic as real test ones
-        ``distance``   mean Hamming distance to the nearest training flow of the class
-        ``diversity``  mean Hamming distance to the nearest other synthetic flow of the class
+        ``copies``          share of flows that are equal to a training flow
+        ``distinct``        number of different flows by number of flows, among as many synthetic as real test ones
+        ``distance``        mean Hamming distance to the nearest training flow of the class
+        ``diversity``       mean Hamming distance to the nearest other synthetic flow of the class
+        ``membership_auc``  how well an attacker who has only the synthetic flows tells flows that were trained on from
+                            flows that were not, by the distance to the nearest synthetic one (the black-box attack of
+                            Chen et al. 2020, arXiv 1909.03935, section 5), at least 0.5
 
-        The last two are shares of what real test flows have, at most 1: farther away is not better. Raises ConfigError
-        without an encoder.
+        Distance and diversity are shares of what real test flows have, at most 1: farther away is not better. Raises
+        ConfigError without an encoder.
         """
-        encoder = require_encoder(context, "novelty")
-        groups, missing = by_class(real, synthetic, context, "novelty")
-        rng, most = context.rng("novelty.draw"), self.options.max_flows
-        values: dict[str, dict[str, float]] = {name: {} for name, *_ in _FIGURES}
-        floors: dict[str, dict[str, float]] = {name: {} for name in values}
+        encoder, most = require_encoder(context, "novelty"), self.options.max_flows
+        sides = compare(real, synthetic, context, "novelty")
+        values: dict[str, dict[str, Any]] = {name: {} for name, *_ in _FIGURES}
+        floors: dict[str, dict[str, Any]] = {name: {} for name in values}
         raw: dict[str, dict[str, dict[str, float]]] = {"distance": {}, "diversity": {}}
-        with context.progress("novelty", 3 + len(groups)) as advance:
-            digests, first = {}, {}
-            for side, traffic in (("train", real.train), ("test", real.test), ("synthetic", synthetic)):
-                digests[side], first[side] = _look(traffic, encoder, self.options.first_packets)
+        with context.progress("novelty", 3 + len(sides.groups)) as advance:
+            prints, first = {}, {}
+            for side in ("train", "test", "synthetic"):
+                prints[side], first[side] = look(getattr(sides, side), encoder, self.options.first_packets)
                 advance()
-            for label, g in groups.items():
+            for label, g in sides.groups.items():
                 for side, flows, figures in (("synthetic", g.synthetic, values), ("test", g.test, floors)):
-                    figures["copies"][label] = float(np.isin(digests[side][flows], digests["train"]).mean())
+                    figures["copies"][label] = float(np.isin(prints[side][flows], prints["train"]).mean())
 
+                rng = context.rng(f"novelty.{label}")
                 same = min(len(g.test), len(g.synthetic), most)  # fewer flows are more easily distinct and far apart
-                test, fake = draw(g.test, same, rng), draw(g.synthetic, same, rng)
-                values["distinct"][label] = len(np.unique(digests["synthetic"][fake])) / same
-                floors["distinct"][label] = len(np.unique(digests["test"][test])) / same
+                test, train, fake = draw(g.test, same, rng), draw(g.train, most, rng), draw(g.synthetic, same, rng)
+                values["distinct"][label] = len(np.unique(prints["synthetic"][fake])) / same
+                floors["distinct"][label] = len(np.unique(prints["test"][test])) / same
 
-                train = draw(g.train, most, rng)
                 X_train, X_test, X_fake = first["train"][train], first["test"][test], first["synthetic"][fake]
                 informative = varies(np.concatenate([X_train, X_test]))
                 X_train, X_test, X_fake = X_train[:, informative], X_test[:, informative], X_fake[:, informative]
                 for name, real_distance, fake_distance in (
-                    ("distance", nearest(X_test, X_train), nearest(X_fake, X_train)),
+                    ("distance", nearest(X_test, X_train).mean(), nearest(X_fake, X_train).mean()),
                     ("diversity", nearest_other(X_test), nearest_other(X_fake)),
                 ):
-                    raw[name][label] = {"synthetic": fake_distance, "real_test": real_distance}
-                    values[name][label] = min(fake_distance / real_distance, 1.0) if real_distance else math.nan
+                    raw[name][label] = {"synthetic": float(fake_distance), "real_test": float(real_distance)}
+                    values[name][label] = float(min(fake_distance / real_distance, 1.0)) if real_distance else math.nan
                     floors[name][label] = 1.0
+
+                attacks = []
+                for _ in range(REPEATS):
+                    members, others = rng.permutation(X_train), rng.permutation(X_test)
+                    half = len(others) // 2  # the other half stands for a generator that never saw a training flow
+                    attacks.append(
+                        (membership(members, others, X_fake), membership(members, others[:half], others[half:]))
+                    )
+                values["membership_auc"][label], floors["membership_auc"][label] = zip(*attacks, strict=True)
                 advance(note=label)
         return [
             score(
@@ -113,21 +125,36 @@ class Novelty(Evaluator):
                 values[name],
                 floors[name],
                 goal=goal,
+                lower=lower,
                 hamming=raw.get(name, {}),
-                missing_classes=missing,
+                missing_classes=sides.missing,
             )
-            for name, goal, summary in _FIGURES
+            for name, goal, lower, summary in _FIGURES
         ]
 
 
-def nearest(flows: Array, others: Array) -> float:
+def membership(members: Array, others: Array, synthetic: Array) -> float:
     """
-    Return the mean Hamming distance (share of differing columns) to the nearest of the others; NaN without columns.
+    Return the AUC, at least 0.5, of telling equally many members from others by the distance to the nearest synthetic
+    flow; NaN where there is nothing to tell them by.
+    """
+    size = min(len(members), len(others))
+    asked = np.concatenate([members[:size], others[:size]])
+    if not size or not len(synthetic) or not asked.shape[1]:
+        return math.nan
+    is_member = np.repeat([1, 0], size)
+    return max(float(roc_auc_score(is_member, -nearest(asked, synthetic))), 0.5)
+
+
+def nearest(flows: Array, others: Array) -> Array:
+    """
+    Return each flow's Hamming distance (share of differing columns) to the nearest of the others: float64[flows], NaN
+    without columns.
     """
     if not others.shape[1]:
-        return math.nan
+        return np.full(len(flows), math.nan)
     neighbours = NearestNeighbors(n_neighbors=1, metric="hamming", algorithm="brute").fit(others)
-    return float(neighbours.kneighbors(flows)[0].mean())
+    return np.asarray(neighbours.kneighbors(flows)[0][:, 0])
 
 
 def nearest_other(flows: Array) -> float:
@@ -140,15 +167,19 @@ def nearest_other(flows: Array) -> float:
     return float(neighbours.kneighbors()[0].mean())  # without an argument a flow is not its own neighbour
 
 
-def _look(traffic: Traffic, encoder: Encoder, first: int) -> tuple[Array, Array]:
+def look(traffic: Traffic, encoder: Encoder, first: int) -> tuple[Array, Array]:
     """
     Return each flow's SHA-256 over all its header bits less artefacts, and those of its first packets:
     str[flows], int8[flows, first * columns].
     """
-    digests: list[str] = []
-    early = []
-    for encoded in in_chunks(traffic, encoder):
-        bits, starts = header_bits(encoded), encoded.starts
-        digests += [hashlib.sha256(bits[a:b].tobytes()).hexdigest() for a, b in pairwise(starts)]
-        early.append(first_packets(bits, starts, first).reshape(len(encoded), first * bits.shape[1]))
-    return np.array(digests), np.concatenate(early)
+
+    def compute() -> tuple[Array, Array]:
+        found: list[str] = []
+        early = []
+        for encoded in in_chunks(traffic, encoder):
+            bits = header_bits(encoded)
+            found += digests(bits, encoded.starts)
+            early.append(first_packets(bits, encoded.starts, first).reshape(len(encoded), first * bits.shape[1]))
+        return np.array(found), np.concatenate(early)
+
+    return once(traffic, ("novelty", encoder, first), compute)

@@ -16,13 +16,14 @@ _SUMMARIES = {
     "compliance": "would a receiver accept the packets?",
     "timing": "are inter-arrival times, sizes and durations distributed as in real traffic?",
     "novelty": "are the flows new and different from one another, or copies?",
+    "interop": "do tshark, tcptrace, tcpreplay, nDPI, Zeek and Suricata see the flows that are there?",
 }
 
 
 @hookimpl
 def netdiffusion_register_evaluators() -> Sequence[EvaluatorSpec]:
     """
-    Offer the six evaluators.
+    Offer the evaluators.
     """
     return [
         EvaluatorSpec(name=name, target=f"netdiffusion_evaluators.{name}:{name.title()}", summary=summary)
