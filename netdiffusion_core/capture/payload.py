@@ -23,7 +23,7 @@ def writable(traffic: Traffic, headers: Dissection) -> NDArray[np.bool_]:
     """
     Return bool[packets]: UDP packets that were captured whole, are no fragments, and whose two lengths agree.
     """
-    chosen = (headers.protocols == UDP) & (headers.transport_offsets >= 0) & ~headers.fragments
+    chosen: NDArray[np.bool_] = (headers.protocols == UDP) & (headers.transport_offsets >= 0) & ~headers.fragments
     chosen &= headers.ip_offsets + headers.ip_lengths <= traffic.ends
     i = np.flatnonzero(chosen)
     chosen[i] = uint(traffic.data, headers.transport_offsets[i] + 4, 2) == 8 + headers.payload_lengths[i]
