@@ -31,7 +31,7 @@ from .features import (
     require_encoder,
     telling,
 )
-from .groups import REPEATS, compare, draw, score, tied
+from .groups import REPEATS, as_captured, compare, draw, score, tied
 
 Array = NDArray[Any]
 
@@ -75,7 +75,7 @@ class Detectability(Evaluator):
         ConfigError without an encoder.
         """
         encoder, options = require_encoder(context, "detectability"), self.options
-        sides = compare(real, synthetic, context, "detectability", options.max_flows)
+        sides = compare(real, as_captured(synthetic, real), context, "detectability", options.max_flows)
         indivisible = {side: _indivisible(getattr(sides, side), encoder, 2 * options.folds) for side in _SIDES}
         apart = {
             label: min(len(np.unique(indivisible[side][1][getattr(group, side)])) for side in _SIDES)

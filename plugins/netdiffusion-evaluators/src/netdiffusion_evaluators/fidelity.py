@@ -21,7 +21,7 @@ from netdiffusion_core.interfaces import Encoder, Evaluator, RealTraffic
 from netdiffusion_core.model import MISSING, Layout, Score, Traffic
 
 from .features import ARTEFACT_FIELDS, Packets, in_chunks, packets, per_flow, require_encoder
-from .groups import Sides, compare, score
+from .groups import Sides, as_captured, compare, score
 from .memory import once
 
 Array = NDArray[Any]
@@ -81,7 +81,7 @@ class Fidelity(Evaluator):
         in the real flows of the class), ``pairs`` and ``transitions``. Raises ConfigError without an encoder.
         """
         encoder = require_encoder(context, "fidelity")
-        sides = compare(real, synthetic, context, "fidelity")
+        sides = compare(real, as_captured(synthetic, real), context, "fidelity")
         with context.progress("fidelity", 4) as advance:
             for part in (sides.train, sides.test, sides.synthetic):
                 bit_counts(part, encoder)

@@ -98,6 +98,26 @@ def compare(
     )
 
 
+def as_captured(synthetic: Traffic, real: RealTraffic) -> Traffic:
+    """
+    Return synthetic packets cut where the real captures of their class cut theirs: a header's end that lies behind the
+    snap length was never seen, so nobody can be blamed for having it.
+    """
+
+    def cut() -> Traffic:
+        labels = synthetic.flows.labels
+        snap = np.full(len(labels), np.iinfo(np.int32).max)
+        for label in np.unique(labels):
+            parts = [half.select_flows(half.flows.labels == label) for half in (real.train, real.test)]
+            if any((part.captured_lengths < part.wire_lengths).any() for part in parts):
+                snap[labels == label] = max(int(part.captured_lengths.max(initial=0)) for part in parts)
+        limit = np.where(synthetic.flow_of >= 0, np.append(snap, 0)[synthetic.flow_of], synthetic.captured_lengths)
+        captured = np.minimum(synthetic.captured_lengths, limit).astype(np.int32)
+        return attrs.evolve(synthetic, captured_lengths=captured)
+
+    return once(synthetic, ("as captured", id(real)), cut)
+
+
 def _at_most(count: int, traffic: Traffic, context: Context) -> Traffic:
     labels, numbers = np.unique(traffic.flows.labels, return_counts=True)
     if not len(labels) or numbers.max() <= count:

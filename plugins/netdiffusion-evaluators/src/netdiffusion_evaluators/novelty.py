@@ -23,7 +23,7 @@ from netdiffusion_core.interfaces import Encoder, Evaluator, RealTraffic
 from netdiffusion_core.model import Score, Traffic
 
 from .features import digests, first_packets, header_bits, in_chunks, require_encoder, varies
-from .groups import REPEATS, compare, draw, score
+from .groups import REPEATS, as_captured, compare, draw, score
 from .memory import once
 
 Array = NDArray[Any]
@@ -79,7 +79,7 @@ class Novelty(Evaluator):
         ConfigError without an encoder.
         """
         encoder, most = require_encoder(context, "novelty"), self.options.max_flows
-        sides = compare(real, synthetic, context, "novelty")
+        sides = compare(real, as_captured(synthetic, real), context, "novelty")
         values: dict[str, dict[str, Any]] = {name: {} for name, *_ in _FIGURES}
         floors: dict[str, dict[str, Any]] = {name: {} for name in values}
         raw: dict[str, dict[str, dict[str, float]]] = {"distance": {}, "diversity": {}}

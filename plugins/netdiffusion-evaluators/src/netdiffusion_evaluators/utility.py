@@ -28,7 +28,7 @@ from netdiffusion_core.interfaces import Encoder, Evaluator, RealTraffic
 from netdiffusion_core.model import Score, Traffic, counts_by_label
 
 from .features import VIEWS, ClassifierOptions, View, fingerprints, require_encoder, telling
-from .groups import REPEATS, Sides, compare, draw, spread
+from .groups import REPEATS, Sides, as_captured, compare, draw, spread
 
 Array = NDArray[Any]
 
@@ -135,7 +135,7 @@ class Utility(Evaluator):
         a test flow is learned. With fewer than two classes all are NaN. Raises ConfigError without an encoder.
         """
         encoder = require_encoder(context, "utility")
-        sides = compare(real, synthetic, context, "utility", self.options.max_flows)
+        sides = compare(real, as_captured(synthetic, real), context, "utility", self.options.max_flows)
         train, fake, leaked = _learnable(sides, encoder)
         labels = np.intersect1d(sides.train.flows.labels[train], sides.synthetic.flows.labels[fake]).tolist()
         detail: dict[str, Any] = {"leaked_flows_left_out": leaked, "missing_classes": sides.missing}

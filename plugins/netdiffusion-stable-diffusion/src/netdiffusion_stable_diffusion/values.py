@@ -28,9 +28,6 @@ PORTS = ("tcp.sprt", "tcp.dprt", "udp.sport", "udp.dport")
 MOST = 256
 """With more values than that in one state, the commonest stand for all."""
 
-UNSEEN = 0.01
-"""The chance, before the latents are heard, that the decoder's own likelier value is right though no packet had it."""
-
 PACKETS_TOGETHER = 1024
 
 
@@ -120,25 +117,18 @@ def settle(
             if not len(packets):
                 continue
             p, v = present[packets][:, own], one[packets][:, own]
-            zero = -np.logaddexp(0, v)
-            likelihood = np.concatenate([p, zero, v], 1) @ weights
-            own_likelihood = np.where(p > 0, p + zero + np.maximum(v, 0), 0).sum(1)
+            likelihood = np.concatenate([p, -np.logaddexp(0, v), v], 1) @ weights
             number = end[packets] - begin[packets]
             last = np.cumsum(number)
             of = np.repeat(np.arange(len(packets)), number)
             choice = np.arange(last[-1]) + np.repeat(begin[packets] - last + number, number)
             score = likelihood[of, table.value[choice]] + np.log(table.count[choice])
-            best = np.maximum.reduceat(score, last - number)
-            chance = np.exp(score - best[of], dtype=np.float64)
+            chance = np.exp(score - np.maximum.reduceat(score, last - number)[of], dtype=np.float64)
             ladder = np.cumsum(chance)
             below = ladder[last - number] - chance[last - number]
-            every = ladder[last - 1] - below
-            packets_seen = np.add.reduceat(table.count[choice], last - number)
-            unseen = np.exp(np.minimum(own_likelihood + np.log(UNSEEN * packets_seen) - best, 700), dtype=np.float64)
-            target = uniform[packets, own[0]] * (every + unseen) - unseen  # below 0: the decoder's own
-            drawn = np.clip(np.searchsorted(ladder, below + target, side="right"), last - number, last - 1)
-            known = target >= 0
-            coded[np.ix_(packets[known], own)] = table.bits[table.value[choice[drawn[known]]]]
+            target = below + uniform[packets, own[0]] * (ladder[last - 1] - below)
+            drawn = np.clip(np.searchsorted(ladder, target, side="right"), last - number, last - 1)
+            coded[np.ix_(packets, own)] = table.bits[table.value[choice[drawn]]]
     return coded
 
 
