@@ -67,9 +67,10 @@ class Compliance(Evaluator):
     def evaluate(self, real: RealTraffic, synthetic: Traffic, context: Context) -> Iterable[Score]:
         """
         Return ``flows`` (share without any error by `context.rules`), ``packets`` (share that no error names),
-        ``tshark_malformed`` and ``tshark_bad_checksum`` (shares of packets). The floor is what real test traffic gets,
-        which is not perfect either: network cards fill in checksums behind the capture's back. Without rules, or
-        without tshark, the figures are NaN with a reason.
+        ``usual_flows`` (share without an error or a warning: what is legal and hardly seen, such as a connection that
+        begins with its end), ``tshark_malformed`` and ``tshark_bad_checksum`` (shares of packets). The floor is what
+        real test traffic gets, which is not perfect either: network cards fill in checksums behind the capture's back.
+        Without rules, or without tshark, the figures are NaN with a reason.
         """
         by_rules, by_tshark = [], []
         with context.progress("compliance", 4) as advance:
@@ -82,6 +83,7 @@ class Compliance(Evaluator):
         return [
             _score("flows", "Share of flows without an error by the run's rule sets", "maximize", *by_rules),
             _score("packets", "Share of packets that no error of the run's rule sets names", "maximize", *by_rules),
+            _score("usual_flows", "Share of flows without an error or warning by the rule sets", "maximize", *by_rules),
             _score("tshark_malformed", "Share of packets that tshark calls malformed", "minimize", *by_tshark),
             _score("tshark_bad_checksum", "Share of packets with a bad checksum by tshark", "minimize", *by_tshark),
         ]
@@ -89,8 +91,8 @@ class Compliance(Evaluator):
 
 def check(traffic: Traffic, rules: Sequence[tuple[str, RuleSet]]) -> Verdict:
     """
-    Return the shares of ``flows`` without an error and of ``packets`` that no error names, and how often each rule is
-    broken.
+    Return the shares of ``flows`` without an error, of ``packets`` that no error names and of ``usual_flows`` without a
+    warning either, and how often each rule is broken.
     """
     if not rules or not len(traffic.flows):
         return Verdict(
@@ -98,9 +100,13 @@ def check(traffic: Traffic, rules: Sequence[tuple[str, RuleSet]]) -> Verdict:
         )
     found = [v for _, rule_set in rules for v in rule_set.check(traffic) if v.rule not in rule_set.off]
     errors = [v for v in found if v.severity == "error"]
-    flows, packets = {v.flow for v in errors} - {-1}, {v.packet for v in errors} - {None}
+    flows, packets = len(traffic.flows), max(len(traffic), 1)
     return Verdict(
-        figures={"flows": 1 - len(flows) / len(traffic.flows), "packets": 1 - len(packets) / max(len(traffic), 1)},
+        figures={
+            "flows": 1 - len({v.flow for v in errors} - {-1}) / flows,
+            "packets": 1 - len({v.packet for v in errors} - {None}) / packets,
+            "usual_flows": 1 - len({v.flow for v in found} - {-1}) / flows,
+        },
         objections={"rules": Counter(f"{v.rule} ({v.severity})" for v in found)},
     )
 

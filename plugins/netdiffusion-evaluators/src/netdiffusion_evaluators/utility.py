@@ -58,6 +58,7 @@ _SUMMARIES = {
     "topped up with synthetic ones",
     "service_macro_f1": "Macro F1 of telling services, not classes, after learning header bits of synthetic flows",
 }
+_TOPPED_UP, _ALL = "a tenth, real, topped up with synthetic", "all, real"
 _TOO_FEW_CLASSES = (
     "a classifier needs two classes that train, test and synthetic all have, with flows to learn that are no test flows"
 )
@@ -108,7 +109,7 @@ class Results:
     tstr, trtr   the answers of each repetition
     classifiers  macro F1 by classifier
     mixed        macro F1 by percent of synthetic flows
-    balanced     by training set, the recall of the cut classes in each repetition
+    balanced     by training set, for each repetition: recall of the cut classes, and macro F1 of all
     services     macro F1 of services; None where labels name none
     """
 
@@ -116,7 +117,7 @@ class Results:
     trtr: Sequence[Array]
     classifiers: Mapping[str, tuple[float, float]]
     mixed: Mapping[int, float]
-    balanced: Mapping[str, Sequence[float]]
+    balanced: Mapping[str, Sequence[tuple[float, float]]]
     services: tuple[float, float] | None
 
 
@@ -221,7 +222,7 @@ def learn(
     mixed[100] = classifiers["random forest"][0]
     advance()
 
-    balanced: dict[str, list[float]] = {"a tenth, real": [], "topped up with synthetic": [], "all, real": []}
+    balanced: dict[str, list[tuple[float, float]]] = {"a tenth, real": [], _TOPPED_UP: [], _ALL: []}
     for r in range(REPEATS):
         rng = context.rng(f"utility.balanced {r}")
         cut = rng.permutation(labels)[: len(labels) // 2].tolist()
@@ -233,7 +234,8 @@ def learn(
             (of_real(partial(forest, few, r), f"cut {r}"), forest(np.concatenate([few, *top_up]), r), trtr[r]),
             strict=True,
         ):
-            balanced[name].append(recall_score(lesson.y_test, answers, labels=cut, average="macro", zero_division=0.0))
+            recall = recall_score(lesson.y_test, answers, labels=cut, average="macro", zero_division=0.0)
+            balanced[name].append((recall, macro_f1(lesson.y_test, answers)))
     advance()
 
     services = None
@@ -312,7 +314,7 @@ def _scores(
             **detail,
         },
     )
-    *_, topped_up, ideal = bits.balanced.values()
+    topped_up, ideal = ([recall for recall, _ in bits.balanced[name]] for name in (_TOPPED_UP, _ALL))
     yield _score(
         "balanced_recall",
         topped_up,
@@ -320,7 +322,11 @@ def _scores(
         {
             "balancing": [
                 {"training flows of a cut class": name}
-                | {f"{view.title}: recall": float(np.mean(found.balanced[name])) for view, found in results.items()}
+                | {
+                    f"{view.title}: {measure}": float(mean)
+                    for view, found in results.items()
+                    for measure, mean in zip(("recall", "macro F1"), np.mean(found.balanced[name], axis=0), strict=True)
+                }
                 for name in bits.balanced
             ],
             **detail,
