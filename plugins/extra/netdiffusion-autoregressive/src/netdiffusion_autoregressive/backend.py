@@ -57,8 +57,8 @@ class Options:
     layers: int = _option(4, "blocks of the transformer", attrs.validators.ge(1))
     dropout: float = _option(0.1, "share of channels dropped", attrs.validators.ge(0), attrs.validators.lt(1))
     steps: int = _option(1500, "training steps", attrs.validators.ge(1))
-    rows_per_step: int = _option(1024, "packets in a training step", attrs.validators.ge(1))
-    learning_rate: float = _option(3e-3, "peak learning rate; it falls to 0 by a cosine", attrs.validators.gt(0))
+    rows_per_step: int = _option(512, "packets in a training step", attrs.validators.ge(1))
+    learning_rate: float = _option(2e-3, "peak learning rate; it falls to 0 by a cosine", attrs.validators.gt(0))
     temperature: float = _option(1.0, "below 1 draws likelier tokens more often", attrs.validators.gt(0))
     threads: int = _option(0, "CPU threads of torch; 0 leaves them to torch", attrs.validators.ge(0))
 

@@ -26,14 +26,18 @@ NUMBER_BITS = 53
 WORD_BITS = 32
 """RFC 9293 section 3.1: options are padded to 32 bits, and so is every header of the IETF."""
 
-TYPICAL_SHARE, TYPICAL_FLOWS = 0.05, 3
-"""A value is typical of a class when so many of its flows have it, in a share and in a number."""
+TYPICAL_SHARES, TYPICAL_FLOWS = (0.05, 0.01), 3
+"""
+A value is typical of a class when so many of its flows have it, in a share and in a number. The smaller share counts
+where it leaves less than half of the packets with other values: of a counter, it would take values by chance.
+"""
 MAX_TYPICAL = 384
-BINS = 96
+BINS, GAPS = 96, 16
+"""Other values share so many intervals of equal frequency, cut once more at the widest gaps that no value is in."""
 RECENT = 4
 """How many of a flow's last distinct values of a field can be referred to."""
-WORTH_BITS = 0.5
-"""A finer description of a field must save so many bits a value."""
+WORTH = 0.08
+"""A finer description of a field must save such a share of the bits of its values."""
 
 _FAR = np.iinfo(np.int64).max
 
@@ -92,19 +96,22 @@ class Intervals:
     @classmethod
     def learn(cls, values: Array, typical: Array, bits: int) -> Self:
         """
-        Give the values that are not typical to `BINS` intervals of equal frequency, or to a single one of all numbers
-        of so many bits, if that is hardly longer to tell.
+        Give the values that are not typical to `BINS` intervals and a few, or to a single one of all numbers of so many
+        bits, if that is hardly longer to tell, or if there are no values at all.
         """
         rest = np.sort(values[~np.isin(values, typical)])
-        high = np.unique(rest[np.arange(1, BINS + 1) * len(rest) // BINS - 1]) if len(rest) else rest
-        low = rest[np.searchsorted(rest, np.concatenate([[-1], high[:-1]]), side="right")] if len(rest) else rest
+        low = high = rest
+        if len(rest):
+            before_gaps = rest[:-1][np.argsort(-np.diff(rest), kind="stable")[:GAPS]]
+            high = np.union1d(rest[np.arange(1, BINS + 1) * len(rest) // BINS - 1], before_gaps)
+            low = rest[np.searchsorted(rest, np.concatenate([[-1], high[:-1]]), side="right")]
         found = cls(typical, low, high)
-        if len(rest) < BINS:
-            return found
         tokens = found.tokens(rest)
-        if entropy_bits(tokens) + found.width_bits[tokens].mean() > bits - WORTH_BITS:
-            return cls(typical, np.zeros(1, np.int64), np.array([(1 << bits) - 1]))
-        return found
+        if len(found) and (
+            len(rest) < BINS or entropy_bits(tokens) + found.width_bits[tokens].mean() < bits * (1 - WORTH)
+        ):
+            return found
+        return cls(typical, np.zeros(1, np.int64), np.array([(1 << bits) - 1]))
 
     def tokens(self, values: Array) -> Array:
         """
@@ -192,17 +199,17 @@ class Vocabulary:
         Return values for both columns, int64[n, 2]; -1 where absent. A reference to what is not there, which training
         never saw, is drawn like any other value.
         """
-        which = tokens[:, 0] - 1 - len(self.values)
-        result = np.full(len(tokens), MISSING, np.int64)
+        which, literals = tokens[:, 0] - 1, len(self.values)
+        base = np.full(len(tokens), MISSING)
         if self.sources:
-            base = recent[np.arange(len(recent)), which.clip(min=0)]
-            told = (which >= 0) & (base >= 0)
-            result[told] = base[told] + self.added.draw((tokens[told, 1] - 1).clip(min=0), u[told])
-            which = np.where((which >= 0) & ~told, -1, which)
-        literal = (which < 0) & (tokens[:, 0] > 0)
-        if literal.any():
-            result[literal] = self.values.draw((tokens[literal, 0] - 1).clip(max=len(self.values) - 1), u[literal])
-        return result
+            base = np.where(which < literals, MISSING, recent[np.arange(len(recent)), (which - literals).clip(0)])
+        anywhere = u * literals
+        lost = (which >= literals) & (base < 0)
+        literal = np.where(lost, anywhere.astype(np.int64), which.clip(0, literals - 1))
+        result = self.values.draw(literal, np.where(lost, anywhere % 1, u))
+        if self.reach:
+            base = np.where(base < 0, base, base + self.added.draw((tokens[:, 1] - 1).clip(0), u))
+        return np.where(tokens[:, 0] == 0, MISSING, np.where(base < 0, result, base))
 
     def cost_bits(self, values: Array, recent: Array) -> float:
         """
@@ -240,10 +247,15 @@ def typical_values(values: Array, flow_of: Array, class_of: Array) -> Array:
     index, flow = pairs // len(class_of), pairs % len(class_of)
     classes, flows_of_class = np.unique(class_of, return_counts=True)
     cells, counts = np.unique(index * len(classes) + class_of[flow], return_counts=True)
-    needed = np.maximum(TYPICAL_FLOWS, TYPICAL_SHARE * flows_of_class)[cells % len(classes)]
-    typical = np.unique(cells[counts >= needed] // len(classes))
-    most = typical[np.argsort(-np.bincount(index)[typical], kind="stable")][:MAX_TYPICAL]
-    return np.sort(known[most])
+    flows = np.bincount(index)
+
+    def typical(share: float) -> Array:
+        needed = np.maximum(TYPICAL_FLOWS, share * flows_of_class)[cells % len(classes)]
+        found = np.unique(cells[counts >= needed] // len(classes))
+        return np.sort(known[found[np.argsort(-flows[found], kind="stable")][:MAX_TYPICAL]])
+
+    coarse, fine = (typical(share) for share in TYPICAL_SHARES)
+    return fine if (~np.isin(values, fine)).sum() < 0.5 * (~np.isin(values, coarse)).sum() else coarse
 
 
 # --- whole packets ----------------------------------------------------------------------------------------------
@@ -349,9 +361,9 @@ class Codec:
         for i, vocabulary in enumerate(self.vocabularies):
             known = recent[:, list(vocabulary.sources)].reshape(len(tokens), -1)
             values[:, i] = vocabulary.draw(table[:, 2 * i : 2 * i + 2], known, u[:, i])
+        values = np.where(values < 0, MISSING, values % [1 << part.bits for part in self.numbers])
         rows = np.empty((len(tokens), self.layout.width), np.int8)
         for part, value in zip(self.numbers, values.T, strict=True):
-            value = np.where(value >= 0, value & ((1 << part.bits) - 1), MISSING)
             bits = value[:, None] >> np.arange(part.bits)[::-1] & 1
             rows[:, part.start : part.start + part.bits] = np.where(value[:, None] < 0, MISSING, bits)
         return rows, remember(recent, values)
@@ -434,7 +446,7 @@ def _choose(
             chosen.append((own, others[int(np.argmax(found))]))
         for sources in chosen:
             learned, cost = learn(sources, reach)
-            if cost < least - WORTH_BITS:
+            if cost < least * (1 - WORTH):
                 best, least = learned, cost
     return best
 

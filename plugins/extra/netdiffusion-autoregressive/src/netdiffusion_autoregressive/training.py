@@ -26,8 +26,8 @@ LENGTH_JITTER = 0.1
 """Flows are sorted by length times exp(normal * this), so that no two epochs have the same groups."""
 GROUPS = 8
 """
-Groups in a step. Flows of like length are padded together, and a step has short and long ones: steps of one length each
-would pull the chance of an end to and fro.
+Groups in a step, or fewer where flows are long. Flows of like length are padded together, and a step has short and long
+ones: steps of one length each would pull the chance of an end to and fro.
 """
 WEIGHT_DECAY = 0.05
 CHECKPOINT = "training.safetensors"
@@ -48,6 +48,19 @@ def groups(lengths: Array, rng: np.random.Generator, rows: int) -> Iterator[Arra
                 first, tallest = i, length
         epoch = np.split(order, cuts)
         yield from (epoch[i] for i in rng.permutation(len(epoch)))
+
+
+def batches(lengths: Array, rng: np.random.Generator, rows: int) -> Iterator[list[Array]]:
+    """
+    Yield groups for one step: with padding so many rows, or the group more that completes them.
+    """
+    batch, held = [], 0
+    for group in groups(lengths, rng, max(1, rows // GROUPS)):
+        batch.append(group)
+        held += len(group) * int(lengths[group].max())
+        if held >= rows:
+            yield batch
+            batch, held = [], 0
 
 
 def train(
@@ -75,8 +88,7 @@ def train(
         frequency = (np.bincount(column, minlength=size) + 0.5) / len(column)
         logits.bias.data = torch.tensor(np.log(frequency), dtype=torch.float32)  # what it knows before it looks
     lengths, longest = np.diff(starts), int(np.diff(starts).max())
-    stream = groups(lengths, context.rng("backend.fit"), max(1, rows_per_step // GROUPS))
-    plan = [list(islice(stream, GROUPS)) for _ in range(steps)]
+    plan = list(islice(batches(lengths, context.rng("backend.fit"), rows_per_step), steps))
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
     path = None if context.checkpoints is None else context.checkpoints / CHECKPOINT
     done, mean = (0, None) if path is None else _load(path, network, optimizer)
