@@ -1,0 +1,3 @@
+"""
+The backend ``autoregressive``: a small causal transformer over packet fields.
+"""
