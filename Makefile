@@ -1,12 +1,15 @@
-# demo | test | dev | lint | docs | wheels | bench | base | sample | clean. Each builds .venv when it is missing or out of date.
+# demo | test | test-oldest | dev | lint | docs | wheels | bench | base | sample | clean. Each builds .venv when it is missing or out of date.
 PYTHON ?= python3
 PLUGINS := $(sort $(wildcard plugins/netdiffusion-*))
 EXTRA := $(sort $(wildcard plugins/extra/netdiffusion-*))
 BIN := .venv/bin
 STAMP := .venv/.stamp
-test: export OMP_NUM_THREADS = 1
+test test-oldest: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test dev lint docs wheels bench base sample clean
+LIGHT := $(filter-out %-stable-diffusion,$(PLUGINS))
+OLDEST := .venv-oldest/bin/python
+
+.PHONY: demo test test-oldest dev lint docs wheels bench base sample clean
 .DEFAULT_GOAL := dev
 
 dev: $(STAMP)  ## the core and all first-party plugins, editable
@@ -22,10 +25,21 @@ demo: $(STAMP)  ## fine-tune on the bundled sample, generate, repair, evaluate, 
 	    --flows 12 --set backend.steps=120 --output runs/demo --overwrite
 
 test: $(STAMP) .venv/.extra .venv/.debian  ## all tests; one distribution's: make test plugin=netdiffusion-nprint
+	$(BIN)/python -m pip check
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(if $(plugin),plugins/$(plugin))
 
 .venv/.extra: $(STAMP) $(addsuffix /pyproject.toml,$(EXTRA))
 	$(BIN)/python -m pip install -c constraints.txt $(addprefix -e ./,$(EXTRA))
+	touch $@
+
+test-oldest: .venv-oldest/.stamp  ## the core and the plugins without torch, on the oldest versions they allow
+	$(OLDEST) -m pip check
+	$(OLDEST) -m pytest -p no:cacheprovider $(addprefix tests/test_,$(addsuffix .py,architecture capture cli config \
+	    dataset dependencies pipeline plugins report resume)) $(LIGHT)
+
+.venv-oldest/.stamp: pyproject.toml constraints-oldest.txt $(addsuffix /pyproject.toml,$(LIGHT))
+	test -x $(OLDEST) || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST) -m pip install -c constraints-oldest.txt hypothesis pytest scapy -e . $(addprefix -e ./,$(LIGHT))
 	touch $@
 
 .venv/.debian: tools/debian.sh Makefile $(STAMP)
@@ -59,4 +73,4 @@ sample: $(STAMP)  ## record the bundled sample anew (root, Debian)
 	tools/lab/run.sh
 
 clean:
-	rm -rf .venv runs dist site
+	rm -rf .venv .venv-oldest runs dist site

@@ -170,7 +170,7 @@ def test_configuration_comes_from_everywhere_and_says_from_where(
         (["run", "data", "--set", "sede=1"], 2, "--set: there is no setting 'sede'. Did you mean 'seed'?"),
         (["run", "data", "--config", "none.toml"], 2, "there is no configuration file none.toml"),
         (["run", "data", "--seed", "x"], 2, "--seed"),
-        (["run", "data", "--frobnicate"], 2, "No such option: --frobnicate"),
+        (["run", "data", "--frobnicate"], 2, "No such option"),
         (["rnu"], 2, "No such command 'rnu'"),
         (["run", "nowhere"], 1, "nowhere"),
         (["run", "data", "--classes", "wbe"], 1, "wbe"),

@@ -4,6 +4,7 @@ Each evaluator must object to what it is made for, and to nothing else.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import shutil
