@@ -299,8 +299,8 @@ def test_captures_are_not_learned_by_heart(make_traffic, context):
     """
 
     def captured(seed: int, name: str) -> Traffic:
-        traffic = make_traffic(seed, 40, ("web",))
-        capture = np.arange(40) // 4
+        traffic = make_traffic(seed, 80, ("web",))
+        capture = np.arange(80) // 8
         data = traffic.data.copy()
         ttls = np.random.default_rng(seed).permutation(200)[:10] + 20
         data[traffic.starts + 8] = ttls[capture[traffic.flow_of]]
@@ -308,9 +308,9 @@ def test_captures_are_not_learned_by_heart(make_traffic, context):
         return attrs.evolve(traffic, data=data, flows=attrs.evolve(traffic.flows, sources=sources))
 
     real = RealTraffic(train=captured(1, "train"), test=captured(2, "test"))
-    score = judge(real, captured(3, "fake"), context, [EVALUATORS[2]])["detectability.auc"]
-    assert score.value < 0.75
-    assert score.floor < 0.75
+    score = judge(real, captured(3, "fake"), context, [Detectability()])["detectability.auc"]
+    assert score.value < 0.6
+    assert score.floor < 0.6
 
 
 # --- what is missing ----------------------------------------------------------------------------------------------

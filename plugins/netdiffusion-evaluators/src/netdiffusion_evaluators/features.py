@@ -197,7 +197,7 @@ def header_bits(encoded: Encoded) -> NDArray[np.int8]:
         options = rows[:, spans["tcp.opt"]]
         present = options[:, ::8] != MISSING
         i = np.flatnonzero(present[:, 0])
-        artefact = _artefact_option_bytes(np.packbits(options[i] == 1, axis=1), present[i])
+        artefact = _artefact_option_bytes(np.packbits(options[i] == 1, axis=1), present[i]) & present[i]
         rows = rows.copy()
         rows[i, spans["tcp.opt"]] *= ~np.repeat(artefact, 8, axis=1)
     return rows[:, kept_columns(encoded.layout)]
