@@ -273,7 +273,7 @@ def _bit_features(traffic: Traffic, encoder: Encoder, first: int) -> Features:
         bits, starts = header_bits(encoded), encoded.starts
         lengths = np.maximum(np.diff(starts), 1)[:, None]
         ones, absent = (per_flow(np.add, bits == v, starts, dtype=np.int32) / lengths for v in (1, MISSING))
-        early = first_packets(bits, starts, first).reshape(len(encoded), -1)
+        early = first_packets(bits, starts, first).reshape(len(encoded), first * bits.shape[1])
         values.append(np.concatenate([early, ones, absent], axis=1, dtype=np.float32))
     names = [f"{column} of packet {p}" for p in range(1, first + 1) for column in columns]
     names += [f"share of packets with {column} 1" for column in columns]

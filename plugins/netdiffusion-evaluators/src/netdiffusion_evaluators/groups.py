@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from netdiffusion_core.capture.dissect import dissect
 from netdiffusion_core.context import Context
 from netdiffusion_core.interfaces import RealTraffic
 from netdiffusion_core.model import Score, Traffic
@@ -110,12 +111,20 @@ def as_captured(synthetic: Traffic, real: RealTraffic) -> Traffic:
         for label in np.unique(labels):
             parts = [half.select_flows(half.flows.labels == label) for half in (real.train, real.test)]
             if any((part.captured_lengths < part.wire_lengths).any() for part in parts):
-                snap[labels == label] = max(int(part.captured_lengths.max(initial=0)) for part in parts)
-        limit = np.where(synthetic.flow_of >= 0, np.append(snap, 0)[synthetic.flow_of], synthetic.captured_lengths)
+                snap[labels == label] = max(int(_behind_link(part).max(initial=0)) for part in parts)
+        whole = np.append(snap, np.iinfo(np.int32).max)[synthetic.flow_of]  # flow -1: a packet of no flow
+        limit = synthetic.captured_lengths - _behind_link(synthetic) + whole
         captured = np.minimum(synthetic.captured_lengths, limit).astype(np.int32)
         return attrs.evolve(synthetic, captured_lengths=captured)
 
     return once(synthetic, ("as captured", id(real)), cut)
+
+
+def _behind_link(traffic: Traffic) -> NDArray[np.int64]:
+    """
+    Return the captured bytes of each packet behind its link layer, which differs between captures.
+    """
+    return traffic.captured_lengths - dissect(traffic).link_lengths.astype(np.int64)
 
 
 def _at_most(count: int, traffic: Traffic, context: Context) -> Traffic:
