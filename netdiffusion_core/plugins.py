@@ -43,7 +43,10 @@ HOMES = {
     "stable-diffusion": "netdiffusion-stable-diffusion",
     **dict.fromkeys(("bernoulli", "bootstrap"), "netdiffusion-baselines"),
     **dict.fromkeys(("ipv4", "ipv6", "tcp", "udp", "icmp", "icmpv6", "interpacket"), "netdiffusion-inet"),
-    **dict.fromkeys(("fidelity", "utility", "compliance"), "netdiffusion-evaluators"),
+    **dict.fromkeys(
+        ("fidelity", "timing", "utility", "detectability", "compliance", "interop", "novelty"), "netdiffusion-evaluators"
+    ),
+    **{name: f"netdiffusion-{name}" for name in ("dns", "rtp", "autoregressive")},
 }
 """Which distribution to install for a component of ours: for the hint of an error only."""
 
