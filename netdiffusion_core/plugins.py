@@ -43,12 +43,12 @@ HOMES = {
     "stable-diffusion": "netdiffusion-stable-diffusion",
     **dict.fromkeys(("bernoulli", "bootstrap"), "netdiffusion-baselines"),
     **dict.fromkeys(("ipv4", "ipv6", "tcp", "udp", "icmp", "icmpv6", "interpacket"), "netdiffusion-inet"),
-    **dict.fromkeys(
-        ("fidelity", "timing", "utility", "detectability", "compliance", "interop", "novelty"), "netdiffusion-evaluators"
-    ),
-    **{name: f"netdiffusion-{name}" for name in ("dns", "rtp", "autoregressive")},
+    **dict.fromkeys(("fidelity", "timing", "utility", "detectability"), "netdiffusion-evaluators"),
+    **dict.fromkeys(("compliance", "interop", "novelty"), "netdiffusion-evaluators"),
 }
 """Which distribution to install for a component of ours: for the hint of an error only."""
+EXTRAS = ("dns", "rtp", "autoregressive")
+"""Components of ours that are outside the default installation."""
 
 logger = logging.getLogger("netdiffusion")
 
@@ -207,6 +207,9 @@ class Plugins:
         message += f" Available: {', '.join(known)}." if known else f" No {kind} plugin is installed."
         if home:
             message += f" Install it: pip install {home} (in a clone: make dev)."
+        elif name in EXTRAS:
+            extra = f"netdiffusion-{name}"
+            message += f" Install it: pip install {extra} (in a clone: pip install ./plugins/extra/{extra})."
         if self.broken:
             message += (
                 f" Broken plugins: {', '.join(b.origin.entry_point for b in self.broken)}; see: netdiff plugins list"
