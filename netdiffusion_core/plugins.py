@@ -37,6 +37,7 @@ HOOKS = {
     "backend": "netdiffusion_register_backends",
     "rules": "netdiffusion_register_rules",
     "evaluator": "netdiffusion_register_evaluators",
+    "executor": "netdiffusion_register_executors",
 }
 HOMES = {
     "nprint": "netdiffusion-nprint",
@@ -45,9 +46,10 @@ HOMES = {
     **dict.fromkeys(("ipv4", "ipv6", "tcp", "udp", "icmp", "icmpv6", "interpacket"), "netdiffusion-inet"),
     **dict.fromkeys(("fidelity", "timing", "utility", "detectability"), "netdiffusion-evaluators"),
     **dict.fromkeys(("compliance", "interop", "novelty"), "netdiffusion-evaluators"),
+    "local": "netdiffusion-local",
 }
 """Which distribution to install for a component of ours: for the hint of an error only."""
-EXTRAS = ("dns", "rtp", "autoregressive")
+EXTRAS = ("dns", "rtp", "autoregressive", "ray")
 """Components of ours that are outside the default installation."""
 
 logger = logging.getLogger("netdiffusion")
@@ -167,7 +169,7 @@ class Plugins:
 
     def specs(self, kind: str) -> tuple[Spec, ...]:
         """
-        Return the specs of one kind (``encoder``, ``backend``, ``rules``, ``evaluator``), by name.
+        Return the specs of one kind (``encoder``, ``backend``, ``rules``, ``evaluator``, ``executor``), by name.
         """
         return tuple(sorted((o.spec for o in self.offers if o.kind == kind), key=lambda s: s.name))
 
@@ -239,6 +241,7 @@ class Plugins:
             "backend": interfaces.Backend,
             "rules": interfaces.RuleSet,
             "evaluator": interfaces.Evaluator,
+            "executor": interfaces.Executor,
         }[kind]
         offer = self.offer(kind, name)
         module, _, attribute = offer.spec.target.partition(":")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError, did_you_mean
-from .specs import KINDS
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = "newplugin"
 """The name that stands in the templates, in all its forms: netdiffusion_newplugin, NewpluginRules."""
+
+KINDS = ("encoder", "backend", "rules", "evaluator")
+"""Those that there are templates of."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
