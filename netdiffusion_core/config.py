@@ -17,12 +17,11 @@ import attrs
 from . import gates
 from .errors import ConfigError, did_you_mean
 from .options import Text, build
+from .plugins import RESERVED
 
 FILE_NAME = "netdiff.toml"
 _MAX_BYTES = 1 << 18
 PREFIX = "NETDIFFUSION_"
-RESERVED = ("NETDIFFUSION_PLUGINS", "NETDIFFUSION_DISABLE_PLUGINS", "NETDIFFUSION_STRICT")
-"""Variables that steer discovery and are no settings of a run; so are those that begin with NETDIFFUSION_TEST_."""
 
 ONE = ("encoder", "backend", "executor")
 """Tables that choose one component: ``[backend] name = "…"`` and its options."""

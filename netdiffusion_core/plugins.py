@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 GROUP = "netdiffusion"
 """The entry-point group, the pluggy project and, in capitals, the prefix of environment variables."""
 
+RESERVED = ("NETDIFFUSION_PLUGINS", "NETDIFFUSION_DISABLE_PLUGINS", "NETDIFFUSION_STRICT")
+"""Variables that steer discovery and are no settings of a run; so are those that begin with NETDIFFUSION_TEST_."""
+
 HOOKS = {
     "encoder": "netdiffusion_register_encoders",
     "backend": "netdiffusion_register_backends",
@@ -96,12 +99,22 @@ class Broken:
 @attrs.frozen(kw_only=True, eq=False)
 class Plugins:
     """
-    The components that are there. Make one with `discover`, or with `of` in a test.
+    The components that are there. Make one with `discover`, or with `of` in a test. In another process it is discovered
+    anew, files included.
     """
 
     manager: pluggy.PluginManager
     offers: tuple[Offer, ...]
     broken: tuple[Broken, ...] = ()
+    _found_by: tuple[Mapping[str, str], tuple[Path, ...]] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._found_by is None:
+            raise PluginError(
+                "plugins that were given as objects cannot be used in other processes: "
+                "install them, give them as files, or work in one process (--set executor.processes=1)"
+            )
+        return Plugins.discover, self._found_by
 
     @classmethod
     def discover(cls, environ: Mapping[str, str] = os.environ, files: Sequence[Path] = ()) -> Plugins:
@@ -146,7 +159,8 @@ class Plugins:
                 offers += _register(manager, _import_file(file), origin)
             except (Exception, SystemExit) as error:
                 raise PluginError(f"the plugin file {file} cannot be used: {_reason(error)}") from error
-        return cls(manager=manager, offers=tuple(offers), broken=tuple(broken))
+        found_by = {name: environ[name] for name in RESERVED if name in environ}, tuple(f.absolute() for f in files)
+        return cls(manager=manager, offers=tuple(offers), broken=tuple(broken), found_by=found_by)
 
     @classmethod
     def of(cls, *plugins: Any) -> Plugins:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +46,8 @@ def write_plugin(name: str, kind: str, folder: Path, plugins: Plugins) -> list[P
         raise ConfigError(f"{plugins.origin(kind, name)} offers {kind} {name!r} already; choose another name")
     if os.path.lexists(folder):
         raise ConfigError(f"{folder} exists already; choose another folder with --output")
+    from importlib.resources import files
+
     templates = files(__package__) / "templates"
     texts = {**_texts(templates / "common"), **_texts(templates / kind)}
     written = []

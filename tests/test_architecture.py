@@ -24,6 +24,7 @@ LIGHT = [
     "config",
     "run_folder",
     "manifest",
+    "scaffold",
 ]
 HEAVY = {"numpy", "torch", "diffusers", "transformers", "scapy", "pandas", "sklearn", "scipy", "PIL", "jinja2"}
 

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import pytest
 
-from netdiffusion_core import dataset, pipeline
+from netdiffusion_core import dataset, slices
 from netdiffusion_core.cli import main
 from netdiffusion_core.hookspecs import hookimpl
 from netdiffusion_core.manifest import folder_digest
@@ -239,7 +239,7 @@ def test_no_space_while_a_capture_is_written(netdiff: Netdiff, data: Path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(pipeline, "write_capture", full)
+        disk.setattr(slices, "write_capture", full)
         answer = netdiff("run", data, "-o", "out", *TOY)
     assert answer.code == 1
     assert "no space left on the device of" in answer.err

@@ -5,14 +5,11 @@ netdiff repair
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .common import Output, Overwrite, RuleNames, RulesOff, Seed, Session, print_rows
-
-if TYPE_CHECKING:
-    from ..model import Repair
 
 
 def repair(
@@ -30,16 +27,13 @@ def repair(
     Example: netdiff repair broken/ -o mended --rules tcp,udp
     """
     config = session.config(rules=rules, seed=seed, rules_off=rules_off)
-    import attrs
-
     from .. import pipeline, repairs
     from ..capture import write_capture
     from ..context import Context
     from ..errors import DataError
     from ..run_folder import new_folder
 
-    changed: list[Repair] = []
-    mended_files = packets = flows = 0
+    tally, mended_files = repairs.Tally(), 0
     with new_folder(output, overwrite, inputs=[captures]) as folder:
         chosen, config = pipeline.prepare_rules(config, session.plugins)
         context = Context(seed=config.seed, rules=chosen)
@@ -48,16 +42,14 @@ def repair(
             for name, path in files.items():
                 broken = pipeline.read(path, session.plugins)
                 mended, changes = pipeline.repair(broken, chosen, context)
-                changed += [attrs.evolve(r, flows=r.flows + flows) for r in changes]
+                tally += repairs.Tally.of(changes, len(broken))
                 mended_files += bool(changes)
-                packets += len(broken)
-                flows += len(broken.flows) + 1
                 target = (folder / name).with_suffix(".pcap")
                 if target.exists():
                     raise DataError(f"{captures / name} would be written over another: rename it, both end as {target}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_capture(target, mended)
                 advance(note=name)
-    if rows := repairs.summary(changed, pipeline.all_rules(chosen), packets):
+    if rows := repairs.summary(tally, pipeline.all_rules(chosen)):
         print_rows(rows)
     session.terminal.say(f"mended {mended_files} of {len(files)} files")
