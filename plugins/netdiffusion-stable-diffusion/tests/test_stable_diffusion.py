@@ -30,6 +30,7 @@ from netdiffusion_stable_diffusion.autoencoder import (
 from netdiffusion_stable_diffusion.backend import Options, StableDiffusion
 from netdiffusion_stable_diffusion.diffusion import denoising_loss, padded, prompt, services
 from netdiffusion_stable_diffusion.images import canny
+from netdiffusion_stable_diffusion.train import leave_out
 
 
 def options(base, **changes) -> Options:
@@ -199,6 +200,12 @@ class TestRefusals:
     def test_unusable_device(self, packet_base, data):
         with pytest.raises(ConfigError, match="cuda:77"):
             StableDiffusion(options(packet_base, device="cuda:77")).fit(data, Context())
+
+
+def test_a_base_that_has_not_seen_some_classes(data):
+    assert set(leave_out(data, ["long"]).labels) == {"short"}
+    with pytest.raises(ConfigError, match=r"--without lung: .* Did you mean 'long'"):
+        leave_out(data, ["lung"])
 
 
 def bits(number: int, width: int) -> list[int]:

@@ -41,6 +41,7 @@ def train_base(
     minutes_between_saves: Annotated[float, typer.Option(help="How often the training state is saved.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 1,
+    without: Annotated[str, typer.Option(help="Labels left out, comma-separated: to measure unseen classes.")] = "",
 ) -> None:
     """
     Train the embedded base of the stable-diffusion backend from packet captures.
@@ -52,13 +53,14 @@ def train_base(
     torch.manual_seed(seed)
     output.mkdir(parents=True, exist_ok=True)
     log = Log(output, minutes_between_saves)
-    encoded = load_flows(data)
+    encoded = leave_out(load_flows(data), [label for label in without.split(",") if label])
     log.record["data"] = {"flows": len(encoded), "packets": len(encoded.rows), "sha256": encoded.digest()}
     log.record["settings"] = {
         "autoencoder_steps": autoencoder_steps,
         "unet_steps": unet_steps,
         "longest": longest,
         "seed": seed,
+        "without": without,
     }
     device = Accelerator().device
     train_autoencoder(encoded, output, log, autoencoder_steps, seed, device)
@@ -88,6 +90,21 @@ def load_flows(folders: list[Path]) -> Encoded:
         start_times=np.concatenate([p.start_times for p in parts]),
         layout=encoder.layout,
     )
+
+
+def leave_out(encoded: Encoded, labels: list[str]) -> Encoded:
+    """
+    Return the flows of all other labels. Raises ConfigError for a label that no flow has.
+    """
+    import numpy as np
+
+    from netdiffusion_core.errors import ConfigError, did_you_mean
+
+    known = np.unique(encoded.labels).tolist()
+    for label in labels:
+        if label not in known:
+            raise ConfigError(f"--without {label}: no flow has this label.{did_you_mean(label, known)}")
+    return encoded.select(~np.isin(encoded.labels, labels))
 
 
 class Log:
