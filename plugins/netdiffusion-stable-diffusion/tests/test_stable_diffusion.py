@@ -124,6 +124,14 @@ class TestPacketBase:
         # float32 sums differ in their last bits with the batch size; a drawn bit may sit on the edge
         assert (together.rows != single.rows).mean() < 0.001
 
+    def test_sampling_changes_no_weight(self, packet_base, data):
+        backend = StableDiffusion(options(packet_base))
+        backend.fit(data, Context())
+        before = {name: weight.clone() for name, weight in backend.checkpoint.unet.state_dict().items()}
+        backend.sample(REQUEST, Context())
+        after = backend.checkpoint.unet.state_dict()
+        assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+
     def test_adapter_loads_into_diffusers(self, packet_base, data, tmp_path):
         """
         diffusers itself loads the adapter, and it changes the U-Net's output.

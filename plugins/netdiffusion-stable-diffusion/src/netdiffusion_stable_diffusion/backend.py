@@ -179,7 +179,7 @@ class StableDiffusion(Backend):
         tallest = int(heights(np.array([request.max_packets]), codec.shortest)[0])
         height_of = np.array([min(height, tallest) for _, height, _ in begin])
         flows: list[NDArray[np.int8]] = [np.empty((0, self.layout.width), np.int8)] * len(request.labels)
-        with context.progress("denoise", len(flows)) as advance:
+        with base.merged(), context.progress("denoise", len(flows)) as advance:
             for height in np.unique(height_of).tolist():
                 same = np.flatnonzero(height_of == height)
                 per_batch = max(1, options.rows_per_batch // height)
