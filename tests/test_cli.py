@@ -277,6 +277,34 @@ def test_even_a_bug_shows_no_traceback_unless_asked(
             netdiff("run", data, "-o", "out", *TOY, "--traceback")
 
 
+CRASHING = """
+from netdiffusion_core import hookimpl
+from netdiffusion_core.interfaces import RuleSet
+from netdiffusion_core.specs import RuleSetSpec
+
+class Crash(RuleSet):
+    def check(self, traffic):
+        WHAT
+
+@hookimpl
+def netdiffusion_register_rules():
+    return [RuleSetSpec(name="crash", target=f"{__name__}:Crash", summary="")]
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("1 / 0", "the plugin file (line 8 of crash.py) failed: ZeroDivisionError: division by zero. Run again with"),
+        ("pass", "rule set 'crash': check returned NoneType; it must return Iterable"),
+    ],
+)
+def test_a_plugin_that_fails_is_named(netdiff: Netdiff, data: Path, tmp_path: Path, what: str, says: str) -> None:
+    (tmp_path / "crash.py").write_text(CRASHING.replace("WHAT", what))
+    answer = netdiff("check", data, "--rules", "crash", "--plugin", tmp_path / "crash.py", "-q")
+    assert (answer.code, says in sentence(answer)) == (3, True), answer.err
+
+
 def test_plugins_list_and_show(netdiff: Netdiff, toy: Plugins) -> None:
     broken = Broken(
         origin=Origin(entry_point="sad", distribution="sad-dist", version="2"), reason="ImportError: no luck"
