@@ -100,33 +100,36 @@ def test_the_stages_one_by_one(netdiff: Netdiff, data: Path) -> None:
     assert netdiff("generate", "out/model", "-o", "same", "--rules", "toy-ttl").code == 0
     assert folder_digest(Path("same")) == folder_digest(Path("out/synthetic"))
 
-    dirty = netdiff("check", "raw", "--json")
+    dirty = netdiff("check", "raw", "--rules", "toy-ttl", "--json")
     document = json.loads(dirty.out)
     assert dirty.code == 1
     assert document["errors"] == len(document["violations"]) > 0
     assert document["violations"][0]["file"].startswith("web/000")
-    text = netdiff("check", "raw", "--each")
+    text = netdiff("check", "raw", "--rules", "toy-ttl", "--each")
     assert text.code == 1
     assert "error: toy.ttl: the TTL" in text.out.splitlines()[0]
-    table = netdiff("check", "raw")
+    table = netdiff("check", "raw", "--rules", "toy-ttl")
     assert table.code == 1
     assert table.out.splitlines()[1].split()[:3] == ["toy.ttl", "error", str(document["errors"])]
-    assert netdiff("check", "raw", "--rules-off", "toy.ttl").code == 0
+    assert netdiff("check", "raw", "--rules", "toy-ttl", "--rules-off", "toy.ttl").code == 0
     Path("mixed").mkdir()
     Path("mixed/good.pcap").write_bytes(next(Path("clean").rglob("*.pcap")).read_bytes())
     Path("mixed/bad.pcap").write_bytes(Path("mixed/good.pcap").read_bytes()[:24] + b"\xff" * 16)
-    mixed = netdiff("check", "mixed")
+    mixed = netdiff("check", "mixed", "--rules", "toy-ttl")
     assert mixed.code == 1
     assert "left out: mixed/bad.pcap is damaged" in mixed.err
     assert "0 errors and 0 warnings in 1 file" in mixed.err
-    unknown = netdiff("check", "raw", "--rules-off", "toy.tll")
+    unknown = netdiff("check", "raw", "--rules", "toy-ttl", "--rules-off", "toy.tll")
     assert (unknown.code, "Did you mean 'toy.ttl'?" in unknown.err) == (2, True)
-    assert netdiff("check", "clean").code == 0
+    Path("netdiff.toml").write_text('[rules]\nnames = ["toy-ttl"]\n')
+    assert "toy.ttl" in netdiff("check", "raw").out
+    Path("netdiff.toml").unlink()
+    assert netdiff("check", "clean", "--rules", "toy-ttl").code == 0
     assert netdiff("repair", "raw", "-o", "mended", "--rules", "toy-ttl").code == 0
     assert sorted(p.relative_to("mended") for p in Path("mended").rglob("*.pcap")) == [
         p.relative_to("raw") for p in sorted(Path("raw").rglob("*.pcap"))
     ]
-    assert netdiff("check", "mended").code == 0
+    assert netdiff("check", "mended", "--rules", "toy-ttl").code == 0
 
     scores = netdiff("evaluate", data, "same", "--encoder", "toy", "--rules", "toy-ttl", "--json")
     assert [s["name"] for s in json.loads(scores.out)] == ["toy-eye.ttl"]
@@ -177,7 +180,7 @@ def test_configuration_comes_from_everywhere_and_says_from_where(
         (["run", "lonely"], 1, "class 'rare' has 1 flow; at least 2 to train on"),
         (["decode", "data", "-o", "out"], 1, "data was not made by netdiff encode: it has no encoded.json"),
         (["generate", "data", "-o", "out"], 1, "data was not made by netdiff fit: it has no model.json"),
-        (["check", "nowhere"], 1, "there is no file or folder nowhere"),
+        (["check", "nowhere", "--rules", ""], 1, "there is no file or folder nowhere"),
         (["repair", "empty", "-o", "out", "--rules", "toy-ttl"], 1, "empty holds no capture"),
         (["plugins", "show", "toy-modle"], 2, "no plugin offers 'toy-modle'. Did you mean 'toy-model'?"),
         (["plugins", "list", "--kind", "rule"], 2, "there is no kind 'rule'. Did you mean 'rules'?"),
@@ -350,7 +353,7 @@ def test_version_help_and_no_words_at_all(netdiff: Netdiff) -> None:
 
 def test_a_broken_plugin_is_one_line_elsewhere(netdiff: Netdiff, toy: Plugins, data: Path) -> None:
     broken = Broken(origin=Origin(entry_point="sad", distribution="sad-dist"), reason="ImportError: no luck")
-    answer = netdiff("check", data, plugins=attrs.evolve(toy, broken=(broken,)))
+    answer = netdiff("check", data, "--rules", "toy-ttl", plugins=attrs.evolve(toy, broken=(broken,)))
     assert [line for line in answer.err.splitlines() if "sad" in line] == [
         "netdiff: warning: broken plugins are left out: sad; see netdiff plugins list"
     ]
