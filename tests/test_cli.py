@@ -179,6 +179,7 @@ def test_configuration_comes_from_everywhere_and_says_from_where(
         (["run", "data", "--classes", "wbe"], 1, "wbe"),
         (["run", "lonely"], 1, "class 'rare' has 1 flow; at least 2 to train on"),
         (["decode", "data", "-o", "out"], 1, "data was not made by netdiff encode: it has no encoded.json"),
+        (["generate", "nowhere", "-o", "out"], 1, "there is no folder nowhere"),
         (["generate", "data", "-o", "out"], 1, "data was not made by netdiff fit: it has no model.json"),
         (["check", "nowhere", "--rules", ""], 1, "there is no file or folder nowhere"),
         (["repair", "empty", "-o", "out", "--rules", "toy-ttl"], 1, "empty holds no capture"),

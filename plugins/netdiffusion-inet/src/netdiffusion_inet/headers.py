@@ -53,11 +53,13 @@ class Draft:
     Whatever is written is told to `record`, and nothing is written in the name of a rule that is `off`, except lengths
     and checksums of packets that another rule changed.
 
-    data            uint8[bytes]   the packets' bytes, copied before they are first written
-    from_initiator  bool[packets]  replace it, never write into it
-    timestamps      int64[packets] replace it, never write into it
-    wire_lengths    int32[packets] replace it, never write into it
-    flows           FlowTable      replace it
+    traffic         Traffic         what was given
+    headers         Dissection      where the headers are
+    data            uint8[bytes]    the packets' bytes, copied before they are first written
+    from_initiator  bool[packets]   replace it, never write into it
+    timestamps      int64[packets]  replace it, never write into it
+    wire_lengths    int32[packets]  replace it, never write into it
+    flows           FlowTable       replace it
     """
 
     def __init__(
