@@ -112,7 +112,7 @@ class Plugins:
 
         NETDIFFUSION_PLUGINS          the only entry points to load, by comma ("" loads none)
         NETDIFFUSION_DISABLE_PLUGINS  entry points to leave out
-        NETDIFFUSION_STRICT           "1": raise what a broken plugin raises, instead of listing it
+        NETDIFFUSION_STRICT           "1": raise PluginError for a broken plugin, instead of listing it
 
         Raises PluginError for a file that is no working plugin: somebody asked for it by name.
         """
@@ -133,14 +133,14 @@ class Plugins:
                 origin = attrs.evolve(origin, file=str(getattr(sys.modules.get(entry.module), "__file__", "")))
                 offers += _register(manager, plugin, origin)
             except (Exception, SystemExit) as error:
-                if strict:
-                    raise
                 reason = _reason(error)
                 if isinstance(error, ModuleNotFoundError):
                     if f"{entry.module}.".startswith(f"{error.name}."):
                         reason += "; the entry point names it: correct pyproject.toml, and install again"
-                    else:
+                    elif "." not in str(error.name):  # else the package is there, and has no such module
                         reason += f"; install it with what it depends on: pip install {origin.distribution}"
+                if strict:
+                    raise PluginError(f"{origin} is broken: {reason}") from error
                 broken.append(Broken(origin=origin, reason=reason))
         for name in sorted((allowed or set()) - {e.name for e in installed}):
             reason = "NETDIFFUSION_PLUGINS names it, but no installed distribution has an entry point of this name"

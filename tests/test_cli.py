@@ -170,6 +170,7 @@ def test_configuration_comes_from_everywhere_and_says_from_where(
         (["run", "data", "--encoder", "nprint"], 2, "Available: toy. Install it: pip install netdiffusion-nprint"),
         (["run", "data", "--set", "backend.steps=many"], 2, "backend.steps is 'many'; it must be a whole number"),
         (["run", "data", "--set", "backend.stps=1"], 2, "backend has no option 'stps'. Did you mean 'steps'?"),
+        (["run", "data", "--set", "toy-ttl.x=1"], 2, "gate. Options of components are written like backend.steps"),
         (["run", "data", "--set", "sede=1"], 2, "--set: there is no setting 'sede'. Did you mean 'seed'?"),
         (["run", "data", "--config", "none.toml"], 2, "there is no configuration file none.toml"),
         (["run", "data", "--seed", "x"], 2, "--seed"),

@@ -89,7 +89,7 @@ def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(install: Ins
     assert str(broken.origin) == "dist-bad 1.2"
     assert reason in broken.reason
     assert "\n" not in broken.reason
-    with pytest.raises(BaseException):  # noqa: B017 - whatever it was
+    with pytest.raises(PluginError, match=r"dist-bad 1\.2 is broken: "):
         discover("good", "bad", NETDIFFUSION_STRICT="1")
 
 
@@ -99,6 +99,12 @@ def test_an_entry_point_that_names_no_module_of_the_plugin_says_so(install: Inst
     names.write_text("[netdiffusion]\nbad = toy_dist_that_is_misspelt.plugin\n")
     (broken,) = discover("bad").broken
     assert "toy_dist_that_is_misspelt'; the entry point names it: correct pyproject.toml" in broken.reason
+
+
+def test_a_misspelt_module_of_a_package_that_is_there_is_nothing_to_install(install: Install) -> None:
+    install("dist-bad", "import netdiffusion_core.spec", entry="bad")
+    (broken,) = discover("bad").broken
+    assert broken.reason == "ModuleNotFoundError: No module named 'netdiffusion_core.spec'"
 
 
 def test_whose_code_failed_is_told_with_the_line(install: Install) -> None:
