@@ -24,7 +24,7 @@ def check(
 ) -> int:
     """
     Look for packets that break a protocol's rules; by default with the rule sets of a run, IP, TCP, UDP and ICMP. Exit
-    code 1 when there are errors, or captures that cannot be read.
+    code 1 when there are errors, or captures that cannot be read. Packets count from 1 as in Wireshark, in JSON from 0.
 
     Example: netdiff check first-run/synthetic --rules tcp,udp --json
     """
