@@ -3,7 +3,7 @@ Does it help to top up rare classes with synthetic flows? Half of the classes ke
 model learns from what is left and tops them up, and a random forest that learned the result is asked about real test
 flows.
 
-    .venv/bin/python tools/balance.py DATA OUTPUT [--classes a,b] [--seed 0] [--set backend.steps=100]
+    .venv/bin/python tools/balance.py DATA OUTPUT [--classes a,b] [--flows 25] [--seed 0] [--set backend.steps=100]
 
 DATA is LABEL/train/*.pcap and LABEL/test/*.pcap. All that is measured is measured by `netdiff`: the model never sees a
 flow that was cut, unlike in the figure ``utility.balanced_recall``.
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--classes", default="")
     parser.add_argument("--compare", default="bernoulli", help="other backends that top up")
     parser.add_argument("--max-packets", default="64")
+    parser.add_argument("--flows", type=int, default=0, help="real training flows of a class at most; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], help="options of stable-diffusion, for netdiff fit")
     a = parser.parse_args()
@@ -41,10 +42,9 @@ def main() -> None:
     labels = a.classes.split(",") if a.classes else sorted(p.parent.name for p in a.data.glob("*/train"))
     rare = sorted(rng.permutation(labels)[: len(labels) // 2].tolist())
     real = {label: sorted((a.data / label / "train").glob("*.pcap*")) for label in labels}
-    left = dict(real)
-    for label in rare:
-        count = max(2, round(KEPT * len(real[label])))
-        left[label] = [real[label][i] for i in np.sort(rng.permutation(len(real[label]))[:count])]
+    if a.flows:
+        real = {label: some(files, a.flows, rng) for label, files in real.items()}
+    left = real | {label: some(real[label], max(2, round(KEPT * len(real[label]))), rng) for label in rare}
     missing = max(len(real[label]) - len(left[label]) for label in rare)
     cut = link(a.output / "cut", {f"{label}/train": files for label, files in left.items()})
     for label in labels:
@@ -73,6 +73,13 @@ def main() -> None:
             if score["name"] in ("utility.accuracy", "utility.statistics_accuracy"):
                 recall = np.mean([score["detail"]["per_class"][label]["value"] for label in rare])
                 print(f"{name:32} {score['name']:28} recall of the rare classes {recall:.3f}, all {score['value']:.3f}")
+
+
+def some(files: list[Path], count: int, rng: np.random.Generator) -> list[Path]:
+    """
+    Draw so many files.
+    """
+    return [files[i] for i in np.sort(rng.permutation(len(files))[:count])]
 
 
 def link(folder: Path, files: dict[str, list[Path]]) -> Path:

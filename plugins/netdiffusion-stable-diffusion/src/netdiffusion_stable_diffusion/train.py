@@ -456,7 +456,7 @@ def scores(base: Checkpoint, data: Encoded, structure: Structure, longest: int) 
     from netdiffusion_core.plugins import Plugins
 
     from .backend import Options, StableDiffusion
-    from .control import count_starts, starts
+    from .control import count_plans, plans
 
     plugins, rng = Plugins.discover(), np.random.default_rng(0)
     encoder = plugins.create("encoder", "nprint", {})
@@ -471,7 +471,7 @@ def scores(base: Checkpoint, data: Encoded, structure: Structure, longest: int) 
 
     backend = StableDiffusion(Options())
     backend.layout, backend.checkpoint, backend.structure = data.layout, base, structure
-    backend.starts = count_starts(starts(data, base.codec, longest))
+    backend.plans = count_plans(plans(data, longest))
     request = SampleRequest(labels=tuple(halves[0].labels.tolist()), max_packets=longest, seed=0)
     made = encoder.decode(backend.sample(request, context), rng)
     found = {}
