@@ -300,6 +300,7 @@ def _config(settings: Mapping[str, Setting]) -> RunConfig:
             raise ConfigError(
                 f"{setting.source}: there is no setting {setting.key!r}.{did_you_mean(setting.key, _known())} "
                 f"The settings: {', '.join(_known())}."
+                + (" Options of components are written like backend.steps, rules.tcp.anomalies." if option else "")
             )
         if setting.key == "rules.off":
             values["rules_off"] = setting.value

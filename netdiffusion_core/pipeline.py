@@ -14,12 +14,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import numpy as np
@@ -36,6 +36,7 @@ from .model import Encoded, Repair, Rule, SampleRequest, Score, Traffic, Violati
 from .plugins import Plugins
 from .run_folder import CHECKPOINTS, Run, resumable_folder, working_folder
 
+T = TypeVar("T")
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 Rules = Sequence[tuple[str, RuleSet]]
 
@@ -492,7 +493,7 @@ def encode(traffic: Traffic, encoder: Encoder, progress: Progress = silent) -> E
     Turn traffic into rows of bits. Raises PluginError when the encoder loses or invents flows.
     """
     with progress("encode", 1) as advance:
-        encoded = encoder.encode(traffic)
+        encoded = _returned(encoder.encode(traffic), Encoded, f"{type(encoder).__name__}.encode")
         advance()
     if encoded.labels.tolist() != traffic.flows.labels.tolist() or encoded.layout != encoder.layout:
         raise PluginError(f"{type(encoder).__name__}.encode must return one flow a flow, in its own layout")
@@ -518,8 +519,8 @@ def generate(backend: Backend, request: SampleRequest, context: Context) -> Enco
     """
     Generate flows. Raises PluginError when the backend does not deliver what was asked for.
     """
-    encoded = backend.sample(request, context)
     name = type(backend).__name__
+    encoded = _returned(backend.sample(request, context), Encoded, f"{name}.sample")
     if encoded.labels.tolist() != list(request.labels):
         raise PluginError(f"{name}.sample must return one flow a label, in the order asked for")
     if len(encoded) and not 1 <= encoded.lengths.min() <= encoded.lengths.max() <= request.max_packets:
@@ -536,7 +537,7 @@ def constrain(encoded: Encoded, rules: Rules) -> tuple[Encoded, tuple[Repair, ..
     """
     changes: list[Repair] = []
     for name, rule in rules:
-        before, encoded = encoded, rule.constrain(encoded)
+        before, encoded = encoded, _returned(rule.constrain(encoded), Encoded, f"rule set {name!r}: constrain")
         if encoded.rows.shape != before.rows.shape:
             raise PluginError(f"rule set {name!r}: constrain must return the rows that it was given")
         changes += repairs.compare_rows(f"{name}.bits", before, encoded)
@@ -547,7 +548,7 @@ def decode(encoded: Encoded, encoder: Encoder, context: Context) -> Traffic:
     """
     Turn rows of bits into packets; addresses and payload come from the stream ``decode``.
     """
-    traffic = encoder.decode(encoded, context.rng("decode"))
+    traffic = _returned(encoder.decode(encoded, context.rng("decode")), Traffic, f"{type(encoder).__name__}.decode")
     if traffic.flows.labels.tolist() != encoded.labels.tolist():
         raise PluginError(f"{type(encoder).__name__}.decode must return one flow a flow, with its label")
     return traffic
@@ -560,7 +561,8 @@ def repair(traffic: Traffic, rules: Rules, context: Context) -> tuple[Traffic, t
     record = repairs.Recorder(traffic)
     with context.progress("repair", len(rules)) as advance:
         for name, rule in rules:
-            traffic = rule.repair(traffic, context.rng(f"repair:{name}"), record)
+            repaired = rule.repair(traffic, context.rng(f"repair:{name}"), record)
+            traffic = _returned(repaired, Traffic, f"rule set {name!r}: repair")
             record.follow(traffic)
             advance(note=name)
     return traffic, tuple(record.repairs)
@@ -570,8 +572,20 @@ def check(traffic: Traffic, rules: Rules) -> tuple[Violation, ...]:
     """
     Return every violation of the rules, in the order of packets.
     """
-    found = [v for _, rule in rules for v in rule.check(traffic) if v.rule not in rule.off]
+    found = []
+    for name, rule in rules:
+        violations = _returned(rule.check(traffic), Iterable, f"rule set {name!r}: check")
+        found += [v for v in violations if v.rule not in rule.off]
     return tuple(sorted(found, key=lambda v: (v.flow, -1 if v.packet is None else v.packet, v.rule)))
+
+
+def _returned(value: T, kind: type[Any], who: str) -> T:
+    """
+    Return what a plugin returned. Raises PluginError when it is of another kind, most often None.
+    """
+    if not isinstance(value, kind):
+        raise PluginError(f"{who} returned {type(value).__name__}; it must return {kind.__name__}")
+    return value
 
 
 def write(traffic: Traffic, folder: Path, progress: Progress = silent) -> None:
@@ -620,7 +634,7 @@ def scores_of(real: RealTraffic, synthetic: Traffic, name: str, evaluator: Evalu
     """
     Return the scores of one evaluator. Raises PluginError for a score outside of its own bounds.
     """
-    scores = list(evaluator.evaluate(real, synthetic, context))
+    scores = list(_returned(evaluator.evaluate(real, synthetic, context), Iterable, f"evaluator {name!r}: evaluate"))
     for score in scores:
         if score.value < score.lower or score.value > score.upper:
             raise PluginError(

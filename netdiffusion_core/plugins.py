@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,6 +55,9 @@ HOMES = {
 """Which distribution to install for a component of ours: for the hint of an error only."""
 EXTRAS = ("dns", "rtp", "autoregressive", "ray")
 """Components of ours that are outside the default installation."""
+
+_FILE = "netdiffusion_plugin_"
+"""What the names of modules begin with that `--plugin` loads."""
 
 logger = logging.getLogger("netdiffusion")
 
@@ -123,7 +127,7 @@ class Plugins:
 
         NETDIFFUSION_PLUGINS          the only entry points to load, by comma ("" loads none)
         NETDIFFUSION_DISABLE_PLUGINS  entry points to leave out
-        NETDIFFUSION_STRICT           "1": raise what a broken plugin raises, instead of listing it
+        NETDIFFUSION_STRICT           "1": raise PluginError for a broken plugin, instead of listing it
 
         Raises PluginError for a file that is no working plugin: somebody asked for it by name.
         """
@@ -144,11 +148,14 @@ class Plugins:
                 origin = attrs.evolve(origin, file=str(getattr(sys.modules.get(entry.module), "__file__", "")))
                 offers += _register(manager, plugin, origin)
             except (Exception, SystemExit) as error:
-                if strict:
-                    raise
                 reason = _reason(error)
                 if isinstance(error, ModuleNotFoundError):
-                    reason += f"; install it with what it depends on: pip install {origin.distribution}"
+                    if f"{entry.module}.".startswith(f"{error.name}."):
+                        reason += "; the entry point names it: correct pyproject.toml, and install again"
+                    elif "." not in str(error.name):  # else the package is there, and has no such module
+                        reason += f"; install it with what it depends on: pip install {origin.distribution}"
+                if strict:
+                    raise PluginError(f"{origin} is broken: {reason}") from error
                 broken.append(Broken(origin=origin, reason=reason))
         for name in sorted((allowed or set()) - {e.name for e in installed}):
             reason = "NETDIFFUSION_PLUGINS names it, but no installed distribution has an entry point of this name"
@@ -332,6 +339,19 @@ class Plugins:
             sorter.done(*ready)
         return tuple(ordered), tuple(n for n in ordered if n not in wanted)
 
+    def culprit(self, error: BaseException) -> str:
+        """
+        Say which plugin's code raised an exception, and where; "" when it was none's.
+        """
+        homes = {o.spec.target.partition(":")[0].partition(".")[0]: str(o.origin) for o in self.offers}
+        found = ""
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            module, file = str(frame.f_globals.get("__name__")), frame.f_code.co_filename
+            home = "the plugin file" if module.startswith(_FILE) else homes.get(module.partition(".")[0])
+            if home:
+                found = f"{home} (line {line} of {Path(file).name})"
+        return found
+
     def notify(self, hook: str, **arguments: Any) -> None:
         """
         Call an observer or command hook of every plugin; an exception in one becomes a warning and stops nobody.
@@ -424,7 +444,7 @@ def _offered_twice(found: Sequence[Offer]) -> str:
 def _import_file(file: Path) -> Any:
     if not file.is_file():
         raise ConfigError("there is no such file")
-    spec = importlib.util.spec_from_file_location(f"netdiffusion_plugin_{file.stem}", file)
+    spec = importlib.util.spec_from_file_location(_FILE + file.stem, file)
     if spec is None or spec.loader is None:
         raise ConfigError("it is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
@@ -439,7 +459,9 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, pluggy.PluginValidationError):
         if "Argument(s)" in str(error):
             return f"it needs a newer netdiffusion-core ({' '.join(str(error).split())})"
-        return f"unknown hook, misspelt or of a newer netdiffusion-core ({' '.join(str(error).split())})"
+        name = re.findall(r"unknown hook '(\w+)'|$", str(error))[0]
+        suggestion = did_you_mean(name, [hook for hook in vars(hookspecs) if hook.startswith(GROUP)])
+        return f"unknown hook {name!r}, misspelt or of a newer netdiffusion-core.{suggestion}"
     if isinstance(error, NetDiffusionError):
         return str(error)
     return " ".join("".join(traceback.format_exception_only(error)).split())

@@ -28,6 +28,8 @@ def _matches(pattern: re.Pattern[str], example: str) -> Any:
 
 
 def _names(values: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise ValueError(f"names of rule sets are {values!r}; write a tuple: ({values!r},)")
     return tuple(values)
 
 

@@ -159,6 +159,8 @@ def read_json(path: Path, keys: tuple[str, ...], maker: str, format_version: int
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        if not path.parent.exists():
+            raise DataError(f"there is no folder {path.parent}") from None
         raise DataError(f"{path.parent} was not made by {maker}: it has no {path.name}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); run {maker} again") from None

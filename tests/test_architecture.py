@@ -5,6 +5,7 @@ Who may import whom.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,3 +105,17 @@ def test_a_plugin_imports_the_core_and_no_other_plugin(folder: Path) -> None:
         others = [m for m in imports(path) if m.startswith("netdiffusion_")]
         wrong = [m for m in others if m.split(".")[0] not in ("netdiffusion_core", folder.name)]
         assert not wrong, f"{path} imports {wrong}"
+
+
+def test_plugins_and_templates_use_what_the_reference_calls_public() -> None:
+    page = (CORE.parent / "docs" / "reference" / "hooks.md").read_text(encoding="utf-8")
+    table = page[: page.index("## Hooks")]
+    public = {"netdiffusion_core"}
+    for name in re.findall(r"`(netdiffusion_\w+(?:\.\w+)*|\.\w+)`", table):
+        public.add(f"netdiffusion_core{name}" if name.startswith(".") else name)
+    templates = list(CORE.glob("templates/*/src/**/*.py"))
+    assert templates
+    for path in [*PLUGINS.glob("**/src/**/*.py"), *templates]:
+        own = "netdiffusion_newplugin" if path in templates else path.relative_to(PLUGINS).parts[-2]
+        used = {module for module in imports(path) if module.startswith("netdiffusion_") and own not in module}
+        assert used <= public, f"{path} imports {used - public}, which docs/reference/hooks.md does not name"

@@ -100,33 +100,36 @@ def test_the_stages_one_by_one(netdiff: Netdiff, data: Path) -> None:
     assert netdiff("generate", "out/model", "-o", "same", "--rules", "toy-ttl").code == 0
     assert folder_digest(Path("same")) == folder_digest(Path("out/synthetic"))
 
-    dirty = netdiff("check", "raw", "--json")
+    dirty = netdiff("check", "raw", "--rules", "toy-ttl", "--json")
     document = json.loads(dirty.out)
     assert dirty.code == 1
     assert document["errors"] == len(document["violations"]) > 0
     assert document["violations"][0]["file"].startswith("web/000")
-    text = netdiff("check", "raw", "--each")
+    text = netdiff("check", "raw", "--rules", "toy-ttl", "--each")
     assert text.code == 1
     assert "error: toy.ttl: the TTL" in text.out.splitlines()[0]
-    table = netdiff("check", "raw")
+    table = netdiff("check", "raw", "--rules", "toy-ttl")
     assert table.code == 1
     assert table.out.splitlines()[1].split()[:3] == ["toy.ttl", "error", str(document["errors"])]
-    assert netdiff("check", "raw", "--rules-off", "toy.ttl").code == 0
+    assert netdiff("check", "raw", "--rules", "toy-ttl", "--rules-off", "toy.ttl").code == 0
     Path("mixed").mkdir()
     Path("mixed/good.pcap").write_bytes(next(Path("clean").rglob("*.pcap")).read_bytes())
     Path("mixed/bad.pcap").write_bytes(Path("mixed/good.pcap").read_bytes()[:24] + b"\xff" * 16)
-    mixed = netdiff("check", "mixed")
+    mixed = netdiff("check", "mixed", "--rules", "toy-ttl")
     assert mixed.code == 1
     assert "left out: mixed/bad.pcap is damaged" in mixed.err
     assert "0 errors and 0 warnings in 1 file" in mixed.err
-    unknown = netdiff("check", "raw", "--rules-off", "toy.tll")
+    unknown = netdiff("check", "raw", "--rules", "toy-ttl", "--rules-off", "toy.tll")
     assert (unknown.code, "Did you mean 'toy.ttl'?" in unknown.err) == (2, True)
-    assert netdiff("check", "clean").code == 0
+    Path("netdiff.toml").write_text('[rules]\nnames = ["toy-ttl"]\n')
+    assert "toy.ttl" in netdiff("check", "raw").out
+    Path("netdiff.toml").unlink()
+    assert netdiff("check", "clean", "--rules", "toy-ttl").code == 0
     assert netdiff("repair", "raw", "-o", "mended", "--rules", "toy-ttl").code == 0
     assert sorted(p.relative_to("mended") for p in Path("mended").rglob("*.pcap")) == [
         p.relative_to("raw") for p in sorted(Path("raw").rglob("*.pcap"))
     ]
-    assert netdiff("check", "mended").code == 0
+    assert netdiff("check", "mended", "--rules", "toy-ttl").code == 0
 
     scores = netdiff("evaluate", data, "same", "--encoder", "toy", "--rules", "toy-ttl", "--json")
     assert [s["name"] for s in json.loads(scores.out)] == ["toy-eye.ttl"]
@@ -167,6 +170,7 @@ def test_configuration_comes_from_everywhere_and_says_from_where(
         (["run", "data", "--encoder", "nprint"], 2, "Available: toy. Install it: pip install netdiffusion-nprint"),
         (["run", "data", "--set", "backend.steps=many"], 2, "backend.steps is 'many'; it must be a whole number"),
         (["run", "data", "--set", "backend.stps=1"], 2, "backend has no option 'stps'. Did you mean 'steps'?"),
+        (["run", "data", "--set", "toy-ttl.x=1"], 2, "gate. Options of components are written like backend.steps"),
         (["run", "data", "--set", "sede=1"], 2, "--set: there is no setting 'sede'. Did you mean 'seed'?"),
         (["run", "data", "--config", "none.toml"], 2, "there is no configuration file none.toml"),
         (["run", "data", "--seed", "x"], 2, "--seed"),
@@ -176,8 +180,9 @@ def test_configuration_comes_from_everywhere_and_says_from_where(
         (["run", "data", "--classes", "wbe"], 1, "wbe"),
         (["run", "lonely"], 1, "class 'rare' has 1 flow; at least 2 to train on"),
         (["decode", "data", "-o", "out"], 1, "data was not made by netdiff encode: it has no encoded.json"),
+        (["generate", "nowhere", "-o", "out"], 1, "there is no folder nowhere"),
         (["generate", "data", "-o", "out"], 1, "data was not made by netdiff fit: it has no model.json"),
-        (["check", "nowhere"], 1, "there is no file or folder nowhere"),
+        (["check", "nowhere", "--rules", ""], 1, "there is no file or folder nowhere"),
         (["repair", "empty", "-o", "out", "--rules", "toy-ttl"], 1, "empty holds no capture"),
         (["plugins", "show", "toy-modle"], 2, "no plugin offers 'toy-modle'. Did you mean 'toy-model'?"),
         (["plugins", "list", "--kind", "rule"], 2, "there is no kind 'rule'. Did you mean 'rules'?"),
@@ -277,6 +282,34 @@ def test_even_a_bug_shows_no_traceback_unless_asked(
             netdiff("run", data, "-o", "out", *TOY, "--traceback")
 
 
+CRASHING = """
+from netdiffusion_core import hookimpl
+from netdiffusion_core.interfaces import RuleSet
+from netdiffusion_core.specs import RuleSetSpec
+
+class Crash(RuleSet):
+    def check(self, traffic):
+        WHAT
+
+@hookimpl
+def netdiffusion_register_rules():
+    return [RuleSetSpec(name="crash", target=f"{__name__}:Crash", summary="")]
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("1 / 0", "the plugin file (line 8 of crash.py) failed: ZeroDivisionError: division by zero. Run again with"),
+        ("pass", "rule set 'crash': check returned NoneType; it must return Iterable"),
+    ],
+)
+def test_a_plugin_that_fails_is_named(netdiff: Netdiff, data: Path, tmp_path: Path, what: str, says: str) -> None:
+    (tmp_path / "crash.py").write_text(CRASHING.replace("WHAT", what))
+    answer = netdiff("check", data, "--rules", "crash", "--plugin", tmp_path / "crash.py", "-q")
+    assert (answer.code, says in sentence(answer)) == (3, True), answer.err
+
+
 def test_plugins_list_and_show(netdiff: Netdiff, toy: Plugins) -> None:
     broken = Broken(
         origin=Origin(entry_point="sad", distribution="sad-dist", version="2"), reason="ImportError: no luck"
@@ -322,7 +355,7 @@ def test_version_help_and_no_words_at_all(netdiff: Netdiff) -> None:
 
 def test_a_broken_plugin_is_one_line_elsewhere(netdiff: Netdiff, toy: Plugins, data: Path) -> None:
     broken = Broken(origin=Origin(entry_point="sad", distribution="sad-dist"), reason="ImportError: no luck")
-    answer = netdiff("check", data, plugins=attrs.evolve(toy, broken=(broken,)))
+    answer = netdiff("check", data, "--rules", "toy-ttl", plugins=attrs.evolve(toy, broken=(broken,)))
     assert [line for line in answer.err.splitlines() if "sad" in line] == [
         "netdiff: warning: broken plugins are left out: sad; see netdiff plugins list"
     ]

@@ -102,17 +102,23 @@ GOOD = {
 }
 
 
-def findings(kind: str, component: type) -> dict[str, str]:
+def findings(kind: str, component: type, required: type | None = None) -> dict[str, str]:
     """
     Let the kit loose on a component, and return what each check that failed says.
+
+    required  a rule set that the component, another one, requires
     """
     setattr(sys.modules[__name__], component.__name__, component)
     spec = KINDS[kind](name="newplugin", target=f"{__name__}:{component.__name__}", summary="planted")
+    specs = [spec]
+    if required:
+        specs = [spec := attrs.evolve(spec, requires=("required",))]
+        specs.append(attrs.evolve(spec, name="required", target=f"{__name__}:{required.__name__}", requires=()))
 
     class Plugin:
         pass
 
-    setattr(Plugin, HOOKS[kind], hookimpl(lambda self: [spec], specname=HOOKS[kind]))
+    setattr(Plugin, HOOKS[kind], hookimpl(lambda self: specs, specname=HOOKS[kind]))
     plugins = Plugins.of(Plugin())
     test = type("TestPlanted", (BASES[kind],), {"spec": spec, "plugins": classmethod(lambda cls: plugins)})
     found = {}
@@ -248,6 +254,11 @@ class MendsNothing(GoodTtl):
         return ttl - 2
 
 
+class ForgetsToReturn(GoodTtl):
+    def repair(self, traffic: Traffic, rng: np.random.Generator, record: Record = forget) -> Traffic:
+        super().repair(traffic, rng, record)
+
+
 class DrawsTtls(GoodTtl):
     def mended(self, ttl: Any) -> Any:
         return np.random.default_rng().choice([32, 64, 128], len(ttl)).astype(np.uint8)
@@ -355,6 +366,7 @@ FAULTS = [
     ("backend", SamplesBeforeFit, "nothing_is_sampled_before_fit", "it must raise NotFittedError"),
     ("rules", NeverContent, "repair_is_idempotent", "a second repair changes more: data"),
     ("rules", MendsNothing, "repair_leaves_nothing_to_repair", "violations are left: newplugin.ttl in packet"),
+    ("rules", ForgetsToReturn, "valid_traffic_stays_as_it_is", "repair returned NoneType; it must return Traffic"),
     ("rules", DrawsTtls, "the_seed_decides_what_is_drawn", "the same seed gave other packets: data"),
     ("rules", RecordsWhatIsNot, "each_change_is_told_and_true", "it is recorded that ipv4.ttl of packet"),
     ("rules", MendsInSilence, "each_change_is_told_and_true", "packets were changed and record was not told"),
@@ -388,6 +400,31 @@ FAULTS = [
 )
 def test_each_fault_is_found_and_told(kind: str, component: type, check: str, says: str) -> None:
     assert says in findings(kind, component)[f"test_{check}"]
+
+
+class FarHops(RuleSet):
+    """
+    No packet has fewer than nine hops to go.
+    """
+
+    rules = (Rule("required.hops", "ipv4.ttl", "error", "the TTL is at least 9", "this test"),)
+
+    def check(self, traffic: Traffic) -> Iterable[Violation]:
+        headers = dissect(traffic)
+        four = np.flatnonzero(headers.ip_versions == 4)
+        yield from self.rules[0].broken(traffic, four[traffic.data[headers.ip_offsets[four] + 8] < 9])
+
+
+class MendsToZero(GoodTtl):
+    def mended(self, ttl: Any) -> Any:
+        return ttl * 0
+
+
+def test_a_rule_set_that_breaks_what_it_requires_is_found() -> None:
+    assert findings("rules", GoodTtl, required=FarHops) == {}
+    said = findings("rules", MendsToZero, required=FarHops)
+    assert said.keys() == {"test_repair_keeps_what_required_rule_sets_have_mended"}
+    assert "rules of required, which ran before: required.hops in packet" in next(iter(said.values()))
 
 
 @attrs.frozen(kw_only=True)

@@ -5,19 +5,25 @@ The documentation agrees with the code: references are what the code says, and l
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from netdiffusion_core.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted(ROOT.glob("docs/**/*.md")),
     *sorted(ROOT.glob("plugins/**/README.md")),
+    *sorted(ROOT.glob("netdiffusion_core/templates/**/README.md")),
 ]
 
 
@@ -42,6 +48,26 @@ def test_links_lead_somewhere(page: Path) -> None:
             target = (page.parent / file).resolve() if file else page
             assert target.exists(), f"{name(page)}: {link} leads nowhere"
             assert not anchor or anchor in anchors(target), f"{name(page)}: {link} has no such heading"
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """
+    Yield the words of each ``netdiff ...`` in the code blocks of a page, those behind a pipe or a semicolon left out.
+    """
+    blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for line in "".join(blocks).replace("\\\n", "").splitlines():
+        if found := re.search(r"(?:^|^\$ |=\S* |; do )netdiff ([^…]*)$", line):
+            words = shlex.shlex(found[1], posix=True, punctuation_chars=True)
+            words.whitespace_split = True
+            yield list(itertools.takewhile(lambda word: not word or not set(word) <= set(";|&<>"), words))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(commands(page))], ids=name)
+def test_commands_have_the_options_that_pages_give_them(
+    page: Path, alone: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in commands(page):
+        assert main([*words, "--help"]) == 0, f"netdiff {' '.join(words)}: {capsys.readouterr().err}"
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:

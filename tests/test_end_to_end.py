@@ -103,6 +103,34 @@ def test_plugins_come_from_five_distributions(runs):
     assert len({c["distribution"] for c in listed}) >= 5
 
 
+PICKY = """
+from netdiffusion_core import hookimpl
+from netdiffusion_core.interfaces import RuleSet
+from netdiffusion_core.model import Rule
+from netdiffusion_core.specs import RuleSetSpec
+
+class Picky(RuleSet):
+    def check(self, traffic):
+        yield from Rule("picky.all", "", "error", "nothing is good enough", "this test").broken(traffic, [0])
+
+@hookimpl
+def netdiffusion_register_rules():
+    return [RuleSetSpec(name="picky", target=f"{__name__}:Picky", summary="")]
+"""
+
+
+def test_check_asks_a_rule_set_of_somebody_else_only_by_name(tmp_path):
+    """
+    Without --rules the Internet protocols are checked; what else is installed may be about other captures.
+    """
+    (tmp_path / "picky.py").write_text(PICKY)
+    words = ("check", str(SAMPLE / "dns" / "test.pcap"), "--plugin", "picky.py", "--json")
+    done = netdiff(*words, cwd=tmp_path)
+    assert (done.returncode, json.loads(done.stdout)["violations"]) == (0, []), done.stderr
+    assert {"ipv4", "ipv6", "interpacket", "tcp", "udp", "icmp", "icmpv6"} == set(json.loads(done.stdout)["rules"])
+    assert "picky.all" in netdiff(*words, "--rules", "picky", cwd=tmp_path).stdout
+
+
 def test_nprint_text_and_images_go_out_and_come_in(tmp_path):
     """
     One capture makes one file, a folder one file a flow, and both are DATA again.

@@ -5,6 +5,7 @@ Discovery and the registry, with real distributions on sys.path.
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -35,12 +36,19 @@ BROKEN = {
         "pip install dist-bad",
     ),
     "exit at import": ("raise SystemExit(5)", "SystemExit"),
-    "misspelt hook": (GOOD.replace("_encoders", "_enkoders"), "unknown hook"),
+    "misspelt hook": (GOOD.replace("_encoders", "_enkoders"), "Did you mean 'netdiffusion_register_encoders'?"),
     "no hookimpl": (GOOD.replace("@hookimpl", ""), "mark its functions with @netdiffusion_core.hookimpl"),
     "newer argument": (GOOD.replace("encoders()", "encoders(registry)"), "needs a newer netdiffusion-core"),
     "other api": (GOOD.replace('summary="a test"', 'summary="", api=99'), "plugin API 99"),
     "wrong kind": (GOOD.replace("register_encoders", "register_rules"), "no RuleSetSpec"),
     "a generator": (GOOD.replace("return [", "yield ["), "return a list of EncoderSpec"),
+    "a word for a tuple": (
+        """
+        from netdiffusion_core.specs import RuleSetSpec
+        RuleSetSpec(name="bad", target="nowhere:Nothing", summary="", requires="tcp")
+        """,
+        "write a tuple: ('tcp',)",
+    ),
     "bad name": (GOOD.replace('"{name}"', '"Big Name"'), "write it like 'nprint'"),
     "a hook that raises": (GOOD.replace("return [", "1 / 0; ["), "ZeroDivisionError"),
 }
@@ -81,8 +89,44 @@ def test_a_broken_plugin_is_listed_with_its_reason_and_harms_nobody(install: Ins
     assert str(broken.origin) == "dist-bad 1.2"
     assert reason in broken.reason
     assert "\n" not in broken.reason
-    with pytest.raises(BaseException):  # noqa: B017 - whatever it was
+    with pytest.raises(PluginError, match=r"dist-bad 1\.2 is broken: "):
         discover("good", "bad", NETDIFFUSION_STRICT="1")
+
+
+def test_an_entry_point_that_names_no_module_of_the_plugin_says_so(install: Install, tmp_path: Path) -> None:
+    install("dist-bad", GOOD, entry="bad")
+    (names,) = tmp_path.glob("site/*/entry_points.txt")
+    names.write_text("[netdiffusion]\nbad = toy_dist_that_is_misspelt.plugin\n")
+    (broken,) = discover("bad").broken
+    assert "toy_dist_that_is_misspelt'; the entry point names it: correct pyproject.toml" in broken.reason
+
+
+def test_a_misspelt_module_of_a_package_that_is_there_is_nothing_to_install(install: Install) -> None:
+    install("dist-bad", "import netdiffusion_core.spec", entry="bad")
+    (broken,) = discover("bad").broken
+    assert broken.reason == "ModuleNotFoundError: No module named 'netdiffusion_core.spec'"
+
+
+def test_whose_code_failed_is_told_with_the_line(install: Install) -> None:
+    crashing = """
+        from netdiffusion_core import hookimpl
+        from netdiffusion_core.specs import EncoderSpec
+
+        @hookimpl
+        def netdiffusion_register_encoders():
+            return [EncoderSpec(name="bad", target=f"{__name__}:crash", summary="a test")]
+
+        def crash():
+            return [].index(1)
+    """
+    install("dist-bad", crashing, entry="bad")
+    plugins = discover("bad")
+    with pytest.raises(ValueError, match="is not in list") as caught:
+        sys.modules[plugins.find("encoder", "bad").target.partition(":")[0]].crash()
+    assert re.fullmatch(r"dist-bad 1\.2 \(line 10 of toy_dist_\w+\.py\)", plugins.culprit(caught.value))
+    with pytest.raises(IndexError) as caught:
+        [][0]
+    assert plugins.culprit(caught.value) == ""
 
 
 def test_a_plugin_that_is_switched_off_is_not_even_imported(install: Install) -> None:

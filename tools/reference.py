@@ -14,13 +14,16 @@ from typing import Any
 import attrs
 import typer
 
-from netdiffusion_core import context, hookspecs, interfaces, model, specs
+from netdiffusion_core import capture, context, hookspecs, interfaces, model, specs
+from netdiffusion_core.capture import payload
+from netdiffusion_core.capture.dissect import uint
 from netdiffusion_core.cli import build_app
 from netdiffusion_core.cli.common import _SHARED as SHARED
 from netdiffusion_core.config import MANY, ONE, RunConfig
 from netdiffusion_core.options import describe
 from netdiffusion_core.plugins import Plugins
 from netdiffusion_core.testing import example_traffic
+from netdiffusion_inet.headers import FIELDS, Draft, own_bytes
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 DEFAULT = ("baselines", "evaluators", "inet", "local", "nprint", "stable-diffusion")
@@ -55,7 +58,8 @@ def fields(text: str) -> dict[str, str]:
 
 
 def is_table(paragraph: str) -> bool:
-    return all(re.match(r"\w+(, \w+)*\s{2,}\S|\s{2,}", line) for line in paragraph.splitlines())
+    lines = paragraph.splitlines()  # code begins with blanks, a table with a name
+    return not paragraph.startswith(" ") and all(re.match(r"\w+(, \w+)*\s{2,}\S|\s{2,}", line) for line in lines)
 
 
 def prose(thing: Any) -> Lines:
@@ -75,21 +79,41 @@ def signature(function: Callable[..., Any], name: str) -> str:
     Return ``name(argument: Type) -> Type`` as it stands in the source.
     """
     told = re.sub(r"<function (\w+) at \w+>", r"\1", str(inspect.signature(function)))
-    return name + told.replace("'", "")
+    return name + told.replace("''", '""').replace("'", "")
 
 
 def code(text: str) -> str:
     return f"`{text}`" if text else ""
 
 
+def functions(*things: Callable[..., Any], within: str = "") -> Lines:
+    """
+    Yield functions: name, signature and docstring.
+    """
+    for function in things:
+        yield f"### `{within}{function.__name__}`"
+        yield ""
+        yield f"`{signature(function, function.__name__)}`"
+        yield ""
+        yield from prose(function)
+
+
 def hooks() -> Lines:
-    for name, function in vars(hookspecs).items():
-        if name.startswith("netdiffusion_"):
-            yield f"### `{name}`"
-            yield ""
-            yield f"`{signature(function, name)}`"
-            yield ""
-            yield from prose(function)
+    yield from functions(*(hook for name, hook in vars(hookspecs).items() if name.startswith("netdiffusion_")))
+
+
+def captures() -> Lines:
+    yield from functions(capture.read_capture, capture.assemble, capture.write_capture, capture.dissect)
+    yield from described(capture.Dissection)
+    yield from functions(uint, payload.writable, payload.write_payloads)
+
+
+def drafts() -> Lines:
+    yield from prose(Draft)
+    yield f"The fields: {', '.join(f'`{name}`' for name in FIELDS)}."
+    yield ""
+    yield from functions(Draft.get, Draft.put, Draft.turn, Draft.cut, Draft.finish, within="Draft.")
+    yield from functions(own_bytes)
 
 
 def described(thing: type[Any]) -> Lines:
@@ -234,6 +258,8 @@ PARTS: dict[str, Callable[[], Lines]] = {
         interfaces.Executor, interfaces.RealTraffic, interfaces.Record, context.Context,
     ),
     "data": of(*(thing for thing in vars(model).values() if attrs.has(thing) and isinstance(thing, type))),
+    "captures": captures,
+    "drafts": drafts,
     "shared options": shared_options,
     "commands": commands,
     "settings": settings,

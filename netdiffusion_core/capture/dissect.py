@@ -57,6 +57,8 @@ class Dissection:
                                               it tells 0 (segmentation offload), what was on the wire
     protocols                 int64[packets]  transport protocol number behind all extension headers, -1 for no IP
     fragments                 bool[packets]   part of a fragmented datagram
+    fragment_offsets          int64[packets]  where in the datagram the part begins, in units of eight bytes
+    fragment_ids              int64[packets]  which datagram the part is of
     transport_offsets         int64[packets]  TCP, UDP, ICMP or ICMPv6 header, if it was captured whole
     transport_header_lengths  int64[packets]  TCP: with options; UDP, ICMP: 8; 0 where absent
     payload_lengths           int64[packets]  bytes behind the transport header on the wire, by ip_lengths; 0 where

@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None, installed: Plugins | None = Non
     with contextlib.suppress(ValueError):  # not in the main thread
         # So that work that is told to stop removes what is half-written, and says what it has kept.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    found = Plugins.of()
     try:
         found = installed or Plugins.discover()
         app = build_app()
@@ -102,10 +103,10 @@ def main(arguments: Sequence[str] | None = None, installed: Plugins | None = Non
     except Exception as error:
         if wants_traceback:
             raise
-        return _explain(error)
+        return _explain(error, found)
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, plugins: Plugins) -> int:
     """
     Print one sentence for any exception, and return the exit code.
     """
@@ -134,6 +135,8 @@ def _explain(error: Exception) -> int:
     ):
         return _fail("out of memory: use fewer flows, a smaller --max-packets, or a smaller batch", 1)
     reason = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
+    if culprit := plugins.culprit(error):
+        return _fail(f"{culprit} failed: {reason}. Run again with --traceback to see more, and tell its author", 3)
     return _fail(f"this should not have happened: {reason}. Run again with --traceback to see where, and report it", 1)
 
 

@@ -23,19 +23,17 @@ def check(
     json: Json = False,
 ) -> int:
     """
-    Look for packets that break a protocol's rules; by default with all rule sets. Exit code 1 when there are errors,
-    or captures that cannot be read.
+    Look for packets that break a protocol's rules; by default with the rule sets of a run, IP, TCP, UDP and ICMP. Exit
+    code 1 when there are errors, or captures that cannot be read. Packets count from 1 as in Wireshark, in JSON from 0.
 
     Example: netdiff check first-run/synthetic --rules tcp,udp --json
     """
-    config, given = session.settings(rules=rules, rules_off=rules_off)
+    config = session.config(rules=rules, rules_off=rules_off)
     import attrs
 
     from .. import pipeline
     from ..errors import DataError
 
-    if "rules.names" not in given:
-        config = attrs.evolve(config, rules=session.plugins.names("rules"))
     chosen, _ = pipeline.prepare_rules(config, session.plugins)
     files = pipeline.capture_files(captures)
     found: list[dict[str, Any]] = []

@@ -80,11 +80,13 @@ def number(value: float | None) -> str:
 
 def plus_minus(value: float | None, deviation: float | None) -> str:
     """
-    Write a figure and its standard deviation, where that is known, in two digits: ``0.812 ± 0.013``.
+    Write a figure and its standard deviation, where that is known, to the same digit: ``0.812 ± 0.013``.
     """
+    text = number(value)
     if deviation is None:
-        return number(value)
-    return f"{number(value)} ± {deviation:{',.0f' if deviation >= 100 else '.2g'}}"
+        return text
+    decimals = len(text.partition(".")[2])
+    return f"{text} ± {deviation:{'.1e' if 'e' in text else f',.{decimals}f'}}"
 
 
 def spread(score: Score) -> float | None:

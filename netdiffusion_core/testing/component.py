@@ -153,6 +153,16 @@ def unchanged(what: str, *inputs: Traffic | Encoded) -> Iterator[None]:
             assert content == old[name], f"{what} changed {type(each).__name__}.{name} of its input: {advice}"
 
 
+def returned(value: Any, kind: type[Any], what: str) -> Any:
+    """
+    Return what a component returned; assert that it is of this kind.
+
+    what  whose doing it is: ``repair``
+    """
+    assert isinstance(value, kind), f"{what} returned {type(value).__name__}; it must return {kind.__name__}"
+    return value
+
+
 @contextmanager
 def must_raise(error: type[Exception], what: str, naming: str = "") -> Iterator[None]:
     """

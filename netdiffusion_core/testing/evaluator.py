@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import ClassVar
 
 from ..context import Context
 from ..errors import NetDiffusionError
 from ..interfaces import RealTraffic
 from ..model import Score, Traffic
-from .component import Conformance, unchanged
+from .component import Conformance, returned, unchanged
 from .examples import damaged, example_traffic, no_packets
 
 
@@ -121,7 +122,8 @@ class EvaluatorConformance(Conformance):
         """
         real = self.real()
         with unchanged("evaluate", real.train, real.test, synthetic):
-            scores = list(self.component().evaluate(real, synthetic, self.context()))
+            answer = self.component().evaluate(real, synthetic, self.context())
+            scores = list(returned(answer, Iterable, "evaluate"))
         names = [score.name for score in scores]
         assert len(set(names)) == len(names), f"two scores have one name: {sorted(names)}"
         for score in scores:

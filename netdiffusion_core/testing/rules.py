@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..interfaces import Record, RuleSet
 from ..model import MISSING, Encoded, Layout, Repair, Traffic, Violation
 from ..repairs import compare_rows
-from .component import Conformance, difference, unchanged
+from .component import Conformance, difference, returned, unchanged
 from .examples import damaged, example_bits, example_traffic, no_flow, no_packets
 from .headers import places, values
 
@@ -58,7 +58,9 @@ class RuleSetConformance(Conformance):
             )
             assert rule.summary, f"the rule {rule.id} has no summary: what must hold?"
             assert rule.source, f"the rule {rule.id} has no source: where is it written?"
-            assert rule.severity in ("error", "warning"), f"{rule.id} has the severity {rule.severity!r}"
+            assert rule.severity in ("error", "warning"), (
+                f"{rule.id} has the severity {rule.severity!r}; it must be 'error' or 'warning'"
+            )
 
     def test_valid_traffic_stays_as_it_is(self) -> None:
         """
@@ -67,7 +69,7 @@ class RuleSetConformance(Conformance):
         Mend: write only where a rule is broken. If the example traffic does break a rule of yours, override `traffic`.
         """
         rules, traffic = self.component(), self.traffic()
-        found = list(rules.check(traffic))
+        found = self._check(rules, traffic)
         assert not found, f"check objects to valid traffic: {found[0].rule}: {found[0].message}"
         repaired, changes = self._repair(rules, traffic)
         assert repaired == traffic, f"repair changed valid traffic: {difference(repaired, traffic)}"
@@ -116,6 +118,24 @@ class RuleSetConformance(Conformance):
         assert twice == once, f"a second repair changes more: {difference(twice, once)}" + (
             f", first by {changes[0][0]} in {changes[0][1]}" if changes else ""
         )
+
+    def test_repair_keeps_what_required_rule_sets_have_mended(self) -> None:
+        """
+        `repair` breaks no rule of the rule sets that the spec requires. They have run before, and mend nothing after
+        it: a checksum that does not fit any more reaches the pcaps.
+
+        Mend: write header fields with `netdiffusion_inet.headers.Draft`, and the checksums follow; write payload with
+        `netdiffusion_core.capture.payload.write_payloads`.
+        """
+        before = self._before()
+        repaired, _ = self._repair(self.component(), before)
+        for name, rules in self._required():
+            old = {(v.rule, v.flow, v.packet) for v in rules.check(before)}
+            new = [v for v in rules.check(repaired) if (v.rule, v.flow, v.packet) not in old]
+            assert not new, (
+                f"repair breaks {len(new)} rules of {name}, which ran before: {new[0].rule} in packet {new[0].packet}, "
+                f"{new[0].message}"
+            )
 
     def test_the_seed_decides_what_is_drawn(self) -> None:
         """
@@ -210,15 +230,17 @@ class RuleSetConformance(Conformance):
         Return the broken traffic as the required rule sets leave it.
         """
         traffic = self.broken()
-        ordered, _ = self.plugins().resolve_rules([self.spec.name])
-        for name in ordered:
-            if name != self.spec.name:
-                traffic = self.plugins().create("rules", name).repair(traffic, np.random.default_rng(_SEED))
+        for _, rules in self._required():
+            traffic = rules.repair(traffic, np.random.default_rng(_SEED))
         return traffic
+
+    def _required(self) -> list[tuple[str, RuleSet]]:
+        ordered, _ = self.plugins().resolve_rules([self.spec.name])
+        return [(name, self.plugins().create("rules", name)) for name in ordered if name != self.spec.name]
 
     def _check(self, rules: RuleSet, traffic: Traffic) -> list[Violation]:
         with unchanged("check", traffic):
-            return list(rules.check(traffic))
+            return list(returned(rules.check(traffic), Iterable, "check"))
 
     def _repair(self, rules: RuleSet, traffic: Traffic) -> tuple[Traffic, list[Change]]:
         """
@@ -241,7 +263,7 @@ class RuleSetConformance(Conformance):
 
         note: Record = record
         with unchanged("repair", traffic):
-            repaired = rules.repair(traffic, np.random.default_rng(_SEED), note)
+            repaired = returned(rules.repair(traffic, np.random.default_rng(_SEED), note), Traffic, "repair")
         return repaired, [change for change in changes if len(change[2])]
 
     def _follow(self, field: str, changes: Iterable[Change], before: Traffic, after: Traffic) -> None:
@@ -276,7 +298,7 @@ class RuleSetConformance(Conformance):
 
     def _constrain(self, encoded: Encoded) -> Encoded:
         with unchanged("constrain", encoded):
-            constrained: Encoded = self.component().constrain(encoded)
+            constrained: Encoded = returned(self.component().constrain(encoded), Encoded, "constrain")
         for name in ("starts", "labels", "start_times"):
             assert np.array_equal(getattr(constrained, name), getattr(encoded, name)), f"constrain changed {name}"
         assert constrained.rows.shape == encoded.rows.shape, "constrain changed the number of rows or columns"

@@ -33,7 +33,7 @@ from scapy.all import (
 from netdiffusion_core.capture import assemble, dissect
 from netdiffusion_core.capture.dissect import Dissection
 from netdiffusion_core.model import Encoded, FlowTable, Traffic
-from netdiffusion_inet.headers import FIELDS, headers_of
+from netdiffusion_inet.headers import FIELDS, Draft, headers_of
 from netdiffusion_inet.icmp import IcmpRules
 from netdiffusion_inet.ipv4 import Ipv4Rules
 from netdiffusion_inet.plugin import netdiffusion_register_rules
@@ -619,3 +619,35 @@ def test_icmp_checksum_holds_without_the_icmp_rules():
     ]
     assert "icmp.checksum" in found[0]
     assert not found[1]
+
+
+# --- a draft, for rule sets of others -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "field", ["ipv4.tos", "ipv4.ttl", "ipv6.tc", "ipv6.fl", "tcp.wsize", "tcp.res", "udp.sport", "icmp.id"]
+)
+def test_what_others_write_into_headers_is_there_and_checksums_follow(rules: SimpleNamespace, field: str) -> None:
+    traffic = traffic_of(
+        [
+            LINK / IP(src=CLIENT, dst=SERVER) / TCP(sport=1234, dport=4321),
+            LINK / IPv6(src="fd00::1", dst="2001:db8::1", fl=7) / UDP(sport=1234, dport=4321),
+            LINK / IP(src=CLIENT, dst=SERVER) / ICMP(type=8, id=3),
+        ]
+    )
+    header, _, name = field.partition(".")
+    layer = {"ipv4": IP, "ipv6": IPv6, "tcp": TCP, "udp": UDP, "icmp": ICMP}[header]
+    scapys = {"wsize": "window", "res": "reserved"}.get(name, name)
+    chosen = np.array([i for i in range(3) if layer in Ether(traffic.packet(i))])
+    draft = Draft(traffic)
+    draft.put("mine.rule", field, chosen, 5)
+    written = draft.finish()
+    assert all(getattr(Ether(written.packet(i))[layer], scapys) == 5 for i in chosen)
+    assert not {rule for rule in ids(rules, written) if rule.endswith("checksum")}
+    assert {i for i in range(3) if written.packet(i) != traffic.packet(i)} == set(chosen)
+
+
+def test_a_misspelt_field_gets_a_suggestion() -> None:
+    draft = Draft(traffic_of([LINK / IP(src=CLIENT, dst=SERVER) / TCP()]))
+    with pytest.raises(ValueError, match=r"no field 'tcp.wsiz' to read or write. Did you mean 'tcp.wsize'\?"):
+        draft.put("mine.rule", "tcp.wsiz", np.array([0]), 5)

@@ -28,8 +28,10 @@ from netdiffusion_stable_diffusion.autoencoder import (
     with_unary_time,
 )
 from netdiffusion_stable_diffusion.backend import Options, StableDiffusion
+from netdiffusion_stable_diffusion.control import END, plans, starts
 from netdiffusion_stable_diffusion.diffusion import denoising_loss, padded, prompt, services
 from netdiffusion_stable_diffusion.images import canny
+from netdiffusion_stable_diffusion.train import leave_out
 
 
 def options(base, **changes) -> Options:
@@ -123,6 +125,14 @@ class TestPacketBase:
         # float32 sums differ in their last bits with the batch size; a drawn bit may sit on the edge
         assert (together.rows != single.rows).mean() < 0.001
 
+    def test_sampling_changes_no_weight(self, packet_base, data):
+        backend = StableDiffusion(options(packet_base))
+        backend.fit(data, Context())
+        before = {name: weight.clone() for name, weight in backend.checkpoint.unet.state_dict().items()}
+        backend.sample(REQUEST, Context())
+        after = backend.checkpoint.unet.state_dict()
+        assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+
     def test_adapter_loads_into_diffusers(self, packet_base, data, tmp_path):
         """
         diffusers itself loads the adapter, and it changes the U-Net's output.
@@ -199,6 +209,12 @@ class TestRefusals:
     def test_unusable_device(self, packet_base, data):
         with pytest.raises(ConfigError, match="cuda:77"):
             StableDiffusion(options(packet_base, device="cuda:77")).fit(data, Context())
+
+
+def test_a_base_that_has_not_seen_some_classes(data):
+    assert set(leave_out(data, ["long"]).labels) == {"short"}
+    with pytest.raises(ConfigError, match=r"--without lung: .* Did you mean 'long'"):
+        leave_out(data, ["lung"])
 
 
 def bits(number: int, width: int) -> list[int]:
@@ -281,3 +297,21 @@ def test_edges_tell_each_bit_from_its_neighbours(packet_base, layout):
         rows[3:6, column] = 1
         assert np.flatnonzero(codec.edges(rows)[4]).tolist() == [column - 1, column]
     assert not codec.edges(np.zeros((8, layout.width), np.int8))[1:-1, 1:-1].any()
+
+
+def test_flows_are_as_long_as_those_that_were_learned(packet_base, data):
+    """
+    Every path of the chain that is asked to end behind so many packets does, also where the chain alone would rarely.
+    """
+    backend = StableDiffusion(options(packet_base))
+    backend.fit(data, Context())
+    codec, structure = backend.checkpoint.codec, backend.structure
+    found = plans(data, 32)
+    for height in (16, 32):
+        some = [plan for plan, (_, own, _) in zip(found, starts(found, codec), strict=True) if own == height]
+        lengths = [packets for _, packets, _ in some]
+        rngs = [np.random.default_rng(i) for i in range(len(some))]
+        states = structure.draw(starts(some, codec), lengths, height, rngs)
+        assert (states != END).sum(1).tolist() == lengths
+        cut = structure.draw(starts(some, codec), lengths, 8, rngs)
+        assert (cut != END).sum(1).tolist() == np.minimum(lengths, 8).tolist()

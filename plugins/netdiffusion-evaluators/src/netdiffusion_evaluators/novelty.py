@@ -75,8 +75,9 @@ class Novelty(Evaluator):
                             flows that were not, by the distance to the nearest synthetic one (the black-box attack of
                             Chen et al. 2020, arXiv 1909.03935, section 5), at least 0.5
 
-        Distance and diversity are shares of what real test flows have, at most 1: farther away is not better. Raises
-        ConfigError without an encoder.
+        Distance and diversity are shares of what real test flows have, at most 1: farther away is not better. The floor
+        of distance is what training flows have that were held out: test flows are of other captures where the data is
+        split so, and farther away by that alone. Raises ConfigError without an encoder.
         """
         encoder, most = require_encoder(context, "novelty"), self.options.max_flows
         sides = compare(real, as_captured(synthetic, real), context, "novelty")
@@ -101,13 +102,18 @@ class Novelty(Evaluator):
                 X_train, X_test, X_fake = first["train"][train], first["test"][test], first["synthetic"][fake]
                 informative = varies(np.concatenate([X_train, X_test]))
                 X_train, X_test, X_fake = X_train[:, informative], X_test[:, informative], X_fake[:, informative]
-                for name, real_distance, fake_distance in (
-                    ("distance", nearest(X_test, X_train).mean(), nearest(X_fake, X_train).mean()),
-                    ("diversity", nearest_other(X_test), nearest_other(X_fake)),
+                for name, real_distance, held_out, fake_distance in (
+                    (
+                        "distance",
+                        nearest(X_test, X_train).mean(),
+                        nearest_held_out(X_train, context.rng(f"novelty.{label}.held_out")),
+                        nearest(X_fake, X_train).mean(),
+                    ),
+                    ("diversity", nearest_other(X_test), math.inf, nearest_other(X_fake)),
                 ):
                     raw[name][label] = {"synthetic": float(fake_distance), "real_test": float(real_distance)}
                     values[name][label] = float(min(fake_distance / real_distance, 1.0)) if real_distance else math.nan
-                    floors[name][label] = 1.0
+                    floors[name][label] = float(min(held_out / real_distance, 1.0)) if real_distance else math.nan
 
                 attacks = []
                 for _ in range(REPEATS):
@@ -155,6 +161,15 @@ def nearest(flows: Array, others: Array) -> Array:
         return np.full(len(flows), math.nan)
     neighbours = NearestNeighbors(n_neighbors=1, metric="hamming", algorithm="brute").fit(others)
     return np.asarray(neighbours.kneighbors(flows)[0][:, 0])
+
+
+def nearest_held_out(train: Array, rng: np.random.Generator) -> float:
+    """
+    Return the mean Hamming distance of a random quarter of the training flows to the nearest of the others; infinite
+    for a single flow.
+    """
+    flows, quarter = rng.permutation(train), max(len(train) // 4, 1)
+    return float(nearest(flows[:quarter], flows[quarter:]).mean()) if len(train) > 1 else math.inf
 
 
 def nearest_other(flows: Array) -> float:

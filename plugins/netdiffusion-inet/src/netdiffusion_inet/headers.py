@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdiffusion_core.capture.dissect import Dissection, dissect, uint
+from netdiffusion_core.errors import did_you_mean
 from netdiffusion_core.interfaces import Record, forget
 from netdiffusion_core.model import ICMP, ICMPV6, LINK_ETHERNET, LINK_RAW, TCP, UDP, Traffic
 
@@ -30,10 +31,10 @@ _SHAPE = ("ipv4.tl", "ipv6.len", "ipv4.mf_foff")  # what the transport's checksu
 
 # name: (first bit, bits) in its header, as in the figures of RFC 791, 8200, 9293, 768, 792
 FIELDS = {
-    "ipv4.ver": (0, 4), "ipv4.hl": (4, 4), "ipv4.tl": (16, 16), "ipv4.id": (32, 16), "ipv4.flags": (48, 3),
-    "ipv4.rbit": (48, 1), "ipv4.dfbit": (49, 1), "ipv4.mf_foff": (50, 14), "ipv4.ttl": (64, 8), "ipv4.proto": (72, 8),
-    "ipv4.cksum": (80, 16),
-    "ipv6.len": (32, 16), "ipv6.nh": (48, 8), "ipv6.hl": (56, 8),
+    "ipv4.ver": (0, 4), "ipv4.hl": (4, 4), "ipv4.tos": (8, 8), "ipv4.tl": (16, 16), "ipv4.id": (32, 16),
+    "ipv4.flags": (48, 3), "ipv4.rbit": (48, 1), "ipv4.dfbit": (49, 1), "ipv4.mf_foff": (50, 14), "ipv4.ttl": (64, 8),
+    "ipv4.proto": (72, 8), "ipv4.cksum": (80, 16),
+    "ipv6.tc": (4, 8), "ipv6.fl": (12, 20), "ipv6.len": (32, 16), "ipv6.nh": (48, 8), "ipv6.hl": (56, 8),
     "tcp.sprt": (0, 16), "tcp.dprt": (16, 16), "tcp.seq": (32, 32), "tcp.ackn": (64, 32), "tcp.res": (100, 3),
     "tcp.flags": (104, 8), "tcp.wsize": (112, 16), "tcp.cksum": (128, 16), "tcp.urp": (144, 16),
     "udp.sport": (0, 16), "udp.dport": (16, 16), "udp.len": (32, 16), "udp.cksum": (48, 16),
@@ -45,14 +46,20 @@ class Draft:
     """
     A traffic while one rule set changes it: fields are written in place, `finish` makes a traffic of it.
 
+        draft = Draft(own_bytes(traffic), self.off, record)
+        draft.put("mine.ttl", "ipv4.ttl", packets, 64)
+        return draft.finish()
+
     Whatever is written is told to `record`, and nothing is written in the name of a rule that is `off`, except lengths
     and checksums of packets that another rule changed.
 
-    data            uint8[bytes]   the packets' bytes, copied before they are first written
-    from_initiator  bool[packets]  replace it, never write into it
-    timestamps      int64[packets] replace it, never write into it
-    wire_lengths    int32[packets] replace it, never write into it
-    flows           FlowTable      replace it
+    traffic         Traffic         what was given
+    headers         Dissection      where the headers are
+    data            uint8[bytes]    the packets' bytes, copied before they are first written
+    from_initiator  bool[packets]   replace it, never write into it
+    timestamps      int64[packets]  replace it, never write into it
+    wire_lengths    int32[packets]  replace it, never write into it
+    flows           FlowTable       replace it
     """
 
     def __init__(
@@ -95,7 +102,7 @@ class Draft:
         packets, old, new = packets[i], old[i], new[i]
         more = new - old << shift
         self._write(at[i], size, word[i] + more)
-        odd = FIELDS[field][0] // 8 + size & 1  # it ends in the high byte of a word
+        odd = (sum(FIELDS[field]) + 7) // 8 & 1  # it ends in the high byte of a word
         self._note(_IP if field.startswith("ip") else _TRANSPORT, packets, more << 8 * odd)
         if field in _SHAPE:
             self._note(_TRANSPORT, packets, np.nan)
@@ -127,11 +134,14 @@ class Draft:
         self._words(size)[at] = values
 
     def _place(self, field: str, packets: Array) -> tuple[Array, int, int, int]:
+        if field not in FIELDS:
+            raise ValueError(f"there is no field {field!r} to read or write.{did_you_mean(field, list(FIELDS))}")
         first, bits = FIELDS[field]
         is_ip = field.startswith("ip")
         base = (self.headers.ip_offsets if is_ip else self.headers.transport_offsets)[packets]
-        size = (first % 8 + bits + 7) // 8
-        return base + first // 8, size, 8 * size - first % 8 - bits, (1 << bits) - 1
+        start, end = first // 8, (first + bits + 7) // 8
+        start -= end - start == 3  # there is no word of three bytes
+        return base + start, end - start, 8 * end - first - bits, (1 << bits) - 1
 
     def options(self, header: str, packets: Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """

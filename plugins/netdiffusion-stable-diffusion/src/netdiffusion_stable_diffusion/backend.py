@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -29,13 +30,15 @@ from . import checkpoint as checkpoints
 from .checkpoint import EMBEDDED, Precision
 from .control import (
     Exemplars,
+    Plan,
     Start,
     Structure,
-    count_starts,
+    count_plans,
     edge_rows,
     learn_exemplars,
     learn_structure,
     own_edges,
+    plans,
     starts,
 )
 from .diffusion import LENGTHS, denoise, heights, prompt
@@ -44,7 +47,7 @@ from .fine_tuning import fine_tune
 from .images import PacketCodec
 from .values import FieldValues, from_arrays, learn_values, settle, to_arrays
 
-FORMAT = 4
+FORMAT = 5
 STRUCTURE_ARRAYS = ("edges", "origin", "target", "chance")
 TRAINED_OPTIONS = (
     "base",
@@ -117,7 +120,7 @@ class StableDiffusion(Backend):
         super().__init__(options)
         self.layout: Layout | None = None
         self.checkpoint: Family | None = None
-        self.starts: dict[str, dict[Start, int]] = {}  # class -> how flows begin -> how many
+        self.plans: dict[str, dict[Plan, int]] = {}  # class -> what flows are like -> how many
         self.structure: Structure | Exemplars | None = None
         self.values: dict[str, FieldValues] = {}  # what they are in each state of the structure
 
@@ -131,8 +134,8 @@ class StableDiffusion(Backend):
 
         # What is learned of a class besides the weights: how long its flows are, where its edges lie, and what values
         # its fields have there.
-        begin = starts(data, base.codec, longest)
-        self.starts, self.structure, self.values = count_starts(begin), None, {}
+        found = plans(data, longest)
+        self.plans, self.structure, self.values = count_plans(found), None, {}
         own: Callable[[NDArray[np.int64], int], NDArray[np.uint8]] | None = None
         if options.control != "none":
             edges = edge_rows(data, base.codec, longest, context)
@@ -148,7 +151,7 @@ class StableDiffusion(Backend):
         fine_tune(
             base,
             data,
-            [prompt(label, service) for label, _, service in begin],
+            [prompt(label, service) for label, _, service in found],
             None if own is None else lambda flows, height: base.steer(own(flows, height)),
             context,
             longest=longest,
@@ -168,18 +171,19 @@ class StableDiffusion(Backend):
         if self.checkpoint is None or self.layout is None:
             raise NotFittedError("The stable-diffusion backend has no model yet: call fit or load first.")
         for label in dict.fromkeys(request.labels):
-            if label not in self.starts:
-                known = sorted(self.starts)
+            if label not in self.plans:
+                known = sorted(self.plans)
                 raise DataError(
                     f"The model has not learned class {label!r}.{did_you_mean(label, known)} Known: {', '.join(known)}."
                 )
         options, base, codec = self.options, self.checkpoint, self.checkpoint.codec
         rngs = [np.random.default_rng([request.seed, i]) for i in range(len(request.labels))]
-        begin = [self._draw_start(label, rng) for label, rng in zip(request.labels, rngs, strict=True)]
+        drawn = [self._draw_plan(label, rng) for label, rng in zip(request.labels, rngs, strict=True)]
         tallest = int(heights(np.array([request.max_packets]), codec.shortest)[0])
+        begin = starts(drawn, codec)
         height_of = np.array([min(height, tallest) for _, height, _ in begin])
         flows: list[NDArray[np.int8]] = [np.empty((0, self.layout.width), np.int8)] * len(request.labels)
-        with context.progress("denoise", len(flows)) as advance:
+        with base.merged(), context.progress("denoise", len(flows)) as advance:
             for height in np.unique(height_of).tolist():
                 same = np.flatnonzero(height_of == height)
                 per_batch = max(1, options.rows_per_batch // height)
@@ -189,7 +193,7 @@ class StableDiffusion(Backend):
                     noise = np.stack([rng.standard_normal(shape, np.float32) for rng in some_rngs])
                     control, settled = None, None
                     if isinstance(self.structure, Structure):
-                        states = self.structure.draw(some_begin, height, some_rngs)
+                        states = self.structure.draw(some_begin, [drawn[i][1] for i in some], height, some_rngs)
                         control = base.steer(self.structure.edges[states])
                         if self.values and options.class_values:
                             settled = partial(settle, self.values, self.layout, states.reshape(-1))
@@ -224,7 +228,7 @@ class StableDiffusion(Backend):
                 "The stable-diffusion backend has learned nothing that could be saved: call fit first."
             )
         self.checkpoint.save_adapter(folder)
-        labels = list(self.starts)
+        labels = list(self.plans)
         arrays: dict[str, NDArray[Any]] = {}
         if isinstance(self.structure, Structure):
             arrays = {name: getattr(self.structure, name) for name in STRUCTURE_ARRAYS} | to_arrays(self.values)
@@ -242,8 +246,8 @@ class StableDiffusion(Backend):
             "base_sha256": self.checkpoint.digest,
             "options": attrs.asdict(self.options),
             "classes": {
-                label: [[height, service, count] for (_, height, service), count in found.items()]
-                for label, found in self.starts.items()
+                label: [[packets, service, count] for (_, packets, service), count in found.items()]
+                for label, found in self.plans.items()
             },
         }
         (folder / "backend.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -256,7 +260,7 @@ class StableDiffusion(Backend):
 
         Raises DataError for a folder that is damaged, or made for another base or format.
         """
-        try:
+        with _blamed_on(folder):
             record = json.loads((folder / "backend.json").read_text())
             if record["format"] != FORMAT:
                 raise DataError(
@@ -265,28 +269,26 @@ class StableDiffusion(Backend):
             saved = Options(**record["options"])
             fields = tuple((str(name), int(bits)) for name, bits in record["layout"].pop("fields"))
             layout = Layout(**record["layout"], fields=fields)
-            begin = {
-                label: {(label, int(height), str(service)): int(count) for height, service, count in found}
+            learned = {
+                label: {(label, int(packets), str(service)): int(count) for packets, service, count in found}
                 for label, found in record["classes"].items()
             }
             if not all(
-                1 <= height <= LENGTHS[-1] and count > 0
-                for found in begin.values()
-                for (_, height, _), count in found.items()
+                1 <= packets <= LENGTHS[-1] and count > 0
+                for found in learned.values()
+                for (_, packets, _), count in found.items()
             ):
-                raise ValueError("backend.json has a height or a number of flows that cannot be")
+                raise ValueError("backend.json has a number of packets or flows that cannot be")
             arrays = load_file(folder / "control.safetensors")
-            structure = _load_structure(arrays, begin, saved.control)
             known = any(name.startswith("values/") for name in arrays)
             values = from_arrays(arrays, layout, len(arrays["edges"])) if known else {}
-        except (
-            OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, SafetensorError,
-        ) as error:  # fmt: skip
-            raise DataError(f"{folder} is not a model of the stable-diffusion backend: {error}") from error
         if options is None:
             options = saved
         backend = cls(attrs.evolve(options, **{name: getattr(saved, name) for name in TRAINED_OPTIONS}))
         base = backend._open(layout)
+        with _blamed_on(folder):
+            begin = sorted(set(starts([plan for found in learned.values() for plan in found], base.codec)))
+            structure = _load_structure(arrays, begin, list(learned), saved.control)
         if not _is_whole(structure, begin, base.codec.edge_features):
             raise DataError(
                 f"{folder / 'control.safetensors'} is damaged, or of another model: it does not hold the control maps "
@@ -302,7 +304,7 @@ class StableDiffusion(Backend):
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise DataError(f"The adapter in {folder} does not fit its base: {error}") from error
         backend.layout, backend.checkpoint = layout, base
-        backend.starts, backend.structure, backend.values = begin, structure, values
+        backend.plans, backend.structure, backend.values = learned, structure, values
         return backend
 
     def _open(self, layout: Layout) -> Family:
@@ -335,17 +337,30 @@ class StableDiffusion(Backend):
             )
         return base
 
-    def _draw_start(self, label: str, rng: np.random.Generator) -> Start:
+    def _draw_plan(self, label: str, rng: np.random.Generator) -> Plan:
         """
-        Draw height and service of a flow, as they occur together in its class.
+        Draw length and service of a flow, as they occur together in its class.
         """
-        found = self.starts[label]
+        found = self.plans[label]
         chance = np.array(list(found.values()), float)
         return list(found)[rng.choice(len(found), p=chance / chance.sum())]
 
 
+@contextmanager
+def _blamed_on(folder: Path) -> Iterator[None]:
+    """
+    Turn whatever goes wrong with a damaged model folder into one DataError.
+    """
+    try:
+        yield
+    except (
+        OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, SafetensorError,
+    ) as error:  # fmt: skip
+        raise DataError(f"{folder} is not a model of the stable-diffusion backend: {error}") from error
+
+
 def _load_structure(
-    arrays: dict[str, NDArray[Any]], begin: dict[str, dict[Start, int]], control: str
+    arrays: dict[str, NDArray[Any]], begin: Sequence[Start], labels: Sequence[str], control: str
 ) -> Structure | Exemplars | None:
     """
     Undo what `save` did to the structure.
@@ -353,10 +368,8 @@ def _load_structure(
     if control == "none":
         return None
     if control == "class":
-        names = sorted(start for found in begin.values() for start in found)
-        start = {name: len(arrays["edges"]) + i for i, name in enumerate(names)}
+        start = {name: len(arrays["edges"]) + i for i, name in enumerate(begin)}
         return Structure(**{name: arrays[name] for name in STRUCTURE_ARRAYS}, start=start)
-    labels = list(begin)
     images: dict[str, dict[int, NDArray[np.uint8]]] = {}
     for name, stored in arrays.items():
         label, height = name.split("/")
@@ -364,7 +377,7 @@ def _load_structure(
     return Exemplars(images=images)
 
 
-def _is_whole(structure: Structure | Exemplars | None, begin: dict[str, dict[Start, int]], edge_features: int) -> bool:
+def _is_whole(structure: Structure | Exemplars | None, begin: Sequence[Start], edge_features: int) -> bool:
     """
     Tell whether a structure has all that sampling will ask it for.
     """
@@ -385,8 +398,7 @@ def _is_whole(structure: Structure | Exemplars | None, begin: dict[str, dict[Sta
             len(maps := structure.images.get(label, {}).get(height, np.empty(0))) > 0
             and maps.shape[1:] == (height, edge_features)
             and maps.dtype == np.uint8
-            for found in begin.values()
-            for label, height, _ in found
+            for label, height, _ in begin
         )
     return True
 

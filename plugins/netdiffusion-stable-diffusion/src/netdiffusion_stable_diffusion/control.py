@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from netdiffusion_core.context import Context
 from netdiffusion_core.model import Encoded
 
-from .diffusion import LENGTHS, heights, places, services
+from .diffusion import heights, places, services
 from .images import ColourCodec, PacketCodec
 
 Codec = PacketCodec | ColourCodec
+Plan = tuple[str, int, str]
+"""What is drawn of a flow before its packets: class, number of packets, service."""
+
 Start = tuple[str, int, str]
-"""How a flow begins: class, height, service."""
+"""Where a flow's chain begins: class, height, service."""
 
 FEWEST = 8
 """With fewer flows of one height a class's chain would repeat them: rare heights have one chain together."""
@@ -31,28 +34,34 @@ FEWEST = 8
 SIZES_AN_OCTAVE = 4
 EXEMPLARS = 8
 END = 0
-SHORTEST = LENGTHS[0]
 
 _HEADERS = ("ipv4", "ipv6", "tcp", "udp", "icmp")
 _KIND_FIELDS = ("tcp.doff", "tcp.fin", "tcp.syn", "tcp.rst", "tcp.psh", "tcp.ackf", "icmp.type", "trace.direction")
 
 
-def starts(data: Encoded, codec: Codec, longest: int) -> list[Start]:
+def plans(data: Encoded, longest: int) -> list[Plan]:
     """
-    Return how each flow begins.
+    Return what each flow is like, cut to the longest height.
     """
-    height = np.minimum(heights(data.lengths, codec.shortest), longest).tolist()
-    return list(zip(data.labels.tolist(), height, services(data), strict=True))
+    return list(zip(data.labels.tolist(), np.minimum(data.lengths, longest).tolist(), services(data), strict=True))
 
 
-def count_starts(begin: Sequence[Start]) -> dict[str, dict[Start, int]]:
+def count_plans(found: Sequence[Plan]) -> dict[str, dict[Plan, int]]:
     """
-    Count of each class how its flows begin.
+    Count the plans of each class.
     """
-    counted: dict[str, dict[Start, int]] = {}
-    for start, count in sorted(Counter(begin).items()):
-        counted.setdefault(start[0], {})[start] = count
+    counted: dict[str, dict[Plan, int]] = {}
+    for plan, count in sorted(Counter(found).items()):
+        counted.setdefault(plan[0], {})[plan] = count
     return counted
+
+
+def starts(found: Sequence[Plan], codec: Codec) -> list[Start]:
+    """
+    Return where the chain of each plan begins.
+    """
+    height = heights(np.array([packets for _, packets, _ in found]), codec.shortest).tolist()
+    return [(label, h, service) for (label, _, service), h in zip(found, height, strict=True)]
 
 
 def edge_rows(data: Encoded, codec: Codec, longest: int, context: Context) -> NDArray[np.uint8]:
@@ -118,31 +127,48 @@ class Structure:
     chance: NDArray[np.float64]
     start: dict[Start, int]
 
-    def draw(self, begin: Sequence[Start], height: int, rngs: Sequence[np.random.Generator]) -> NDArray[np.int64]:
+    def draw(
+        self, begin: Sequence[Start], lengths: Sequence[int], height: int, rngs: Sequence[np.random.Generator]
+    ) -> NDArray[np.int64]:
         """
-        Return the states of new flows, int64[flows, height], one for each start and random stream.
-
-        A flow does not end in the first half of its height, where a lower one would have been drawn, unless nothing
-        else was ever seen to follow.
+        Return the states of new flows, int64[flows, height], one for each start and random stream: paths of the chain
+        that end behind so many packets.
         """
         uniform = np.stack([rng.random(height) for rng in rngs])
-        half = np.array([own_height // 2 if own_height > SHORTEST else 0 for _, own_height, _ in begin])
-        # The steps of state s share the interval from s to s + 1, so one search finds the next state of every flow.
+        left = np.array(lengths)
+        ahead = self.ahead(int(left.max()))
         first = np.searchsorted(self.origin, np.arange(self.origin[-1] + 2))
-        total = np.append(0, np.cumsum(self.chance))
-        ladder = self.origin + total[1:] - total[first[self.origin]]
-        end = np.zeros(len(first) - 1)
-        end[self.origin[self.target == END]] = self.chance[self.target == END]
         state = np.array([self.start[b] for b in begin])
         states = np.zeros((len(state), height), np.int64)
+        on = np.arange(len(state))
         for packet in range(height):
-            u = uniform[:, packet]
-            u = np.where(packet < half, end[state] + u * (1 - end[state]), u)
-            step = np.searchsorted(ladder, state + np.minimum(u, 1 - 1e-9), side="right")
-            step = np.minimum(step, first[state + 1] - 1)
-            state = np.where(state == END, END, self.target[step])
-            states[:, packet] = state
+            fan = first[state[on] + 1] - first[state[on]]
+            step = np.repeat(first[state[on]] - np.cumsum(fan) + fan, fan) + np.arange(fan.sum())
+            total = np.cumsum(self.chance[step] * ahead[np.repeat(left[on], fan), self.target[step]])
+            stop = np.cumsum(fan)
+            low, high = np.append(0, total)[stop - fan], total[stop - 1]
+            drawn = np.searchsorted(total, low + uniform[on, packet] * (high - low), side="right")
+            state[on] = states[on, packet] = self.target[step[np.clip(drawn, stop - fan, stop - 1)]]
+            left[on] -= 1
+            on = on[left[on] > 0]
+            if not len(on):
+                break
         return states
+
+    def ahead(self, longest: int) -> NDArray[np.float64]:
+        """
+        Return how likely a flow ends after exactly so many packets, its present one the first of them: float64[longest
+        + 1, states], each row up to a factor, which keeps numbers from vanishing.
+        """
+        states = len(self.edges)
+        steps = self.origin < states  # no step leads to a start
+        origin, target, chance = self.origin[steps], self.target[steps], self.chance[steps]
+        likely = np.zeros((longest + 1, states))
+        likely[0, END] = 1
+        for packets in range(1, longest + 1):
+            likely[packets] = np.bincount(origin, chance * likely[packets - 1, target], states)
+            likely[packets] /= likely[packets].max() or 1
+        return likely
 
     def own(
         self, state_of: NDArray[np.int64], data: Encoded, flows: NDArray[np.int64], height: int
@@ -160,7 +186,7 @@ def learn_structure(
     """
     Learn each class's chain. Also return each packet's state, END beyond the longest height.
     """
-    begin = starts(data, codec, longest)
+    begin = starts(plans(data, longest), codec)
     label_of = np.unique(data.labels, return_inverse=True)[1]
     height_of = np.array([height for _, height, _ in begin])
     group = _number(label_of, height_of)
@@ -223,7 +249,7 @@ def learn_exemplars(data: Encoded, edges: NDArray[np.uint8], codec: Codec, longe
     Keep a few flows' Canny maps of each class and height.
     """
     found: dict[str, dict[int, list[int]]] = {}
-    for flow, (label, height, _) in enumerate(starts(data, codec, longest)):
+    for flow, (label, height, _) in enumerate(starts(plans(data, longest), codec)):
         found.setdefault(label, {}).setdefault(height, []).append(flow)
     images = {
         label: {h: own_edges(data, edges, np.array(flows[:EXEMPLARS]), h) for h, flows in by_height.items()}

@@ -2,9 +2,10 @@
 Train the embedded base: the packet autoencoder, then U-Net, text encoder and ControlNet together.
 
     netdiff train-base DATA... --output FOLDER
+    accelerate launch -m netdiffusion_stable_diffusion.train DATA... --output FOLDER
 
-Runs on a CPU or a GPU unchanged (Accelerate), saves a checkpoint every few minutes and goes on from it when called
-again with the same output. Only flows of the train split are used.
+Runs on a CPU or a GPU unchanged, and on several of several machines (Accelerate), saves a checkpoint every few minutes
+and goes on from it when called again with the same output. Only flows of the train split are used.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import typer
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
     from netdiffusion_core.model import Encoded
 
@@ -41,6 +43,7 @@ def train_base(
     minutes_between_saves: Annotated[float, typer.Option(help="How often the training state is saved.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 1,
+    without: Annotated[str, typer.Option(help="Labels left out, comma-separated: to measure unseen classes.")] = "",
 ) -> None:
     """
     Train the embedded base of the stable-diffusion backend from packet captures.
@@ -51,19 +54,21 @@ def train_base(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     output.mkdir(parents=True, exist_ok=True)
-    log = Log(output, minutes_between_saves)
-    encoded = load_flows(data)
+    accelerator = Accelerator()
+    log = Log(output, minutes_between_saves, accelerator.is_main_process)
+    encoded = leave_out(load_flows(data), [label for label in without.split(",") if label])
     log.record["data"] = {"flows": len(encoded), "packets": len(encoded.rows), "sha256": encoded.digest()}
     log.record["settings"] = {
         "autoencoder_steps": autoencoder_steps,
         "unet_steps": unet_steps,
         "longest": longest,
         "seed": seed,
+        "without": without,
     }
-    device = Accelerator().device
-    train_autoencoder(encoded, output, log, autoencoder_steps, seed, device)
-    train_unet(encoded, output, log, unet_steps, longest, seed, device, score_every)
-    print(f"The base stands in {output}.")  # noqa: T201
+    train_autoencoder(encoded, output, log, autoencoder_steps, seed, accelerator)
+    train_unet(encoded, output, log, unet_steps, longest, seed, accelerator, score_every)
+    accelerator.print(f"The base stands in {output}.")
+    accelerator.end_training()
 
 
 def load_flows(folders: list[Path]) -> Encoded:
@@ -90,13 +95,29 @@ def load_flows(folders: list[Path]) -> Encoded:
     )
 
 
+def leave_out(encoded: Encoded, labels: list[str]) -> Encoded:
+    """
+    Return the flows of all other labels. Raises ConfigError for a label that no flow has.
+    """
+    import numpy as np
+
+    from netdiffusion_core.errors import ConfigError, did_you_mean
+
+    known = np.unique(encoded.labels).tolist()
+    for label in labels:
+        if label not in known:
+            raise ConfigError(f"--without {label}: no flow has this label.{did_you_mean(label, known)}")
+    return encoded.select(~np.isin(encoded.labels, labels))
+
+
 class Log:
     """
-    The training record (``training.json``, shipped with the base) and the clock of the checkpoints.
+    The training record (``training.json``, shipped with the base) and the clock of the checkpoints, both kept by the
+    main process.
     """
 
-    def __init__(self, folder: Path, minutes_between_saves: float) -> None:
-        self.path = folder / "training.json"
+    def __init__(self, folder: Path, minutes_between_saves: float, main: bool) -> None:
+        self.path, self.main = folder / "training.json", main
         self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.interval_s = minutes_between_saves * 60
         self.saved_at = time.monotonic()
@@ -108,7 +129,7 @@ class Log:
         """
         for name, value in losses.items():
             self.mean[name] = 0.98 * self.mean.get(name, value) + 0.02 * value
-        if step % 100 == 0 or step == steps:
+        if self.main and (step % 100 == 0 or step == steps):
             row = {"step": step, **{name: round(value, 4) for name, value in self.mean.items()}}
             self.record.setdefault(stage, []).append(row)
             print(stage, f"{step}/{steps}", row, time.strftime("%H:%M:%S"), flush=True)  # noqa: T201
@@ -125,7 +146,7 @@ class Log:
         """
         Tell whether it is time to save.
         """
-        if time.monotonic() - self.saved_at < self.interval_s:
+        if not self.main or time.monotonic() - self.saved_at < self.interval_s:
             return False
         self.saved_at = time.monotonic()
         return True
@@ -141,7 +162,8 @@ class Log:
         """
         Write the record.
         """
-        self.path.write_text(json.dumps(self.record, indent=1) + "\n")
+        if self.main:
+            self.path.write_text(json.dumps(self.record, indent=1) + "\n")
 
 
 def save_state(path: Path, state: dict[str, torch.Tensor]) -> None:
@@ -157,14 +179,20 @@ def save_state(path: Path, state: dict[str, torch.Tensor]) -> None:
 class Trainable:
     """
     Modules, their optimiser and step in one resumable state; safetensors, so Adam's moments are stored by name.
+
+    Several processes begin with the same weights, each takes batches of its own, and all go down their mean gradient.
     """
 
-    def __init__(self, path: Path, modules: dict[str, torch.nn.Module], learning_rate: float) -> None:
+    def __init__(
+        self, path: Path, modules: dict[str, torch.nn.Module], learning_rate: float, accelerator: Accelerator
+    ) -> None:
         import torch
+        from accelerate.utils import broadcast
         from diffusers.training_utils import EMAModel
 
-        self.path, self.modules, self.step = path, modules, 0
+        self.path, self.accelerator, self.step = path, accelerator, 0
         self.parameters = {f"{m}.{name}": p for m, module in modules.items() for name, p in module.named_parameters()}
+        broadcast([parameter.data for parameter in self.parameters.values()])
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
         )
@@ -179,11 +207,25 @@ class Trainable:
         import torch
 
         loss.backward()
+        if self.accelerator.num_processes > 1:
+            self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.parameters.values())
         self.step += 1
+
+    def _share_gradients(self) -> None:
+        """
+        Replace gradients by their mean over processes; one whose batch did not need the ControlNet has none there.
+        """
+        import torch
+
+        parameters = self.parameters.values()
+        own = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        mean = self.accelerator.reduce(own, "mean").split([p.numel() for p in parameters])
+        for parameter, gradient in zip(parameters, mean, strict=True):
+            parameter.grad = gradient.view_as(parameter)
 
     def save(self) -> None:
         """
@@ -232,7 +274,7 @@ class Trainable:
         self.ema.copy_to(self.parameters.values())
 
 
-def train_autoencoder(data: Encoded, output: Path, log: Log, steps: int, seed: int, device: torch.device) -> None:
+def train_autoencoder(data: Encoded, output: Path, log: Log, steps: int, seed: int, accelerator: Accelerator) -> None:
     """
     Fit the packet autoencoder to single rows, classes drawn by the square root of their size.
     """
@@ -244,10 +286,13 @@ def train_autoencoder(data: Encoded, output: Path, log: Log, steps: int, seed: i
 
     if (output / "vae").is_dir():
         return
+    device, process = accelerator.device, own_number(accelerator)
     model = PacketAutoencoder(columns=data.layout.width).to(device)
-    state = Trainable(output / "autoencoder.state", {"vae": model}, 1e-3)
+    state = Trainable(output / "autoencoder.state", {"vae": model}, 1e-3, accelerator)
     spans = dict(data.layout.spans())
-    rng = np.random.default_rng([seed, state.step])
+    rng = np.random.default_rng([seed, state.step, *process])
+    if process:
+        torch.manual_seed(seed + process[0])
     _, index, counts = np.unique(np.repeat(data.labels, data.lengths), return_inverse=True, return_counts=True)
     chances = np.cumsum(1 / np.sqrt(counts[index]))
     chances /= chances[-1]
@@ -269,8 +314,17 @@ def train_autoencoder(data: Encoded, output: Path, log: Log, steps: int, seed: i
         model.latent_mean.copy_(mean.mean(0))
         model.latent_std.copy_((mean.var(0) + log_variance.exp().mean(0)).sqrt())
     log.record["autoencoder_field_errors"] = field_errors(PacketCodec(model.eval(), data.layout), sample)
-    model.half().save_pretrained(output / "vae")
+    if accelerator.is_main_process:
+        model.half().save_pretrained(output / "vae")
     log.finish("autoencoder")
+    accelerator.wait_for_everyone()
+
+
+def own_number(accelerator: Accelerator) -> list[int]:
+    """
+    Return what tells the random streams of this process from those of the main one, which has nothing to add to a seed.
+    """
+    return [] if accelerator.is_main_process else [accelerator.process_index]
 
 
 def field_errors(codec: PacketCodec, rows: torch.Tensor) -> dict[str, float]:
@@ -300,7 +354,7 @@ def train_unet(
     steps: int,
     longest: int,
     seed: int,
-    device: torch.device,
+    accelerator: Accelerator,
     score_every: int = 0,
 ) -> None:
     """
@@ -322,6 +376,7 @@ def train_unet(
 
     if (output / "unet").is_dir():
         return
+    device, process = accelerator.device, own_number(accelerator)
     codec = PacketCodec(PacketAutoencoder.from_pretrained(output / "vae").float().to(device), data.layout)
     unet, controlnet, text_encoder, tokenizer, scheduler = new_base(codec)
     base = Checkpoint(
@@ -334,14 +389,14 @@ def train_unet(
         digest="",
     )
     modules = {"unet": unet, "text_encoder": text_encoder, "controlnet": controlnet}
-    state = Trainable(output / "unet.state", modules, 5e-4)
+    state = Trainable(output / "unet.state", modules, 5e-4, accelerator)
     latents_of = encode_packets(data, codec, device)
     prompt_of = [prompt(*words) for words in zip(data.labels.tolist(), services(data), strict=True)]
     edges = edge_rows(data, codec, longest, Context())
     structure, state_of = learn_structure(data, edges, codec, longest)
 
-    rng = np.random.default_rng([seed, state.step, 1])
-    generator = torch.Generator().manual_seed(seed + state.step)
+    rng = np.random.default_rng([seed, state.step, 1, *process])
+    generator = torch.Generator().manual_seed(seed + state.step + sum(process) * 1_000_003)
     stream = batches(data, rng, rows=2048, shortest=codec.shortest, longest=longest)
     while state.step < steps:
         flows, height = next(stream)
@@ -359,12 +414,14 @@ def train_unet(
         loss = denoising_loss(base, latents, base.embed(prompts), control, generator)
         state.update(loss)
         log.step("unet", state.step, steps, {f"loss, control={steering}": loss.item()})
-        if score_every and state.step % score_every == 0:
+        if score_every and state.step % score_every == 0 and accelerator.is_main_process:
             with state.averages():
                 log.score(state.step, scores(base, data, structure, longest))
         if log.due():
             state.save()
             log.write()
+    if not accelerator.is_main_process:
+        return
     state.save()
     state.averaged()
     text_encoder.half().save_pretrained(output / "text_encoder")
@@ -399,7 +456,7 @@ def scores(base: Checkpoint, data: Encoded, structure: Structure, longest: int) 
     from netdiffusion_core.plugins import Plugins
 
     from .backend import Options, StableDiffusion
-    from .control import count_starts, starts
+    from .control import count_plans, plans
 
     plugins, rng = Plugins.discover(), np.random.default_rng(0)
     encoder = plugins.create("encoder", "nprint", {})
@@ -414,7 +471,7 @@ def scores(base: Checkpoint, data: Encoded, structure: Structure, longest: int) 
 
     backend = StableDiffusion(Options())
     backend.layout, backend.checkpoint, backend.structure = data.layout, base, structure
-    backend.starts = count_starts(starts(data, base.codec, longest))
+    backend.plans = count_plans(plans(data, longest))
     request = SampleRequest(labels=tuple(halves[0].labels.tolist()), max_packets=longest, seed=0)
     made = encoder.decode(backend.sample(request, context), rng)
     found = {}
@@ -435,3 +492,7 @@ def cut(data: Encoded, longest: int) -> Encoded:
     early = np.arange(len(data.rows)) - np.repeat(data.starts[:-1], data.lengths) < longest
     starts = np.append(0, np.cumsum(np.minimum(data.lengths, longest)))
     return attrs.evolve(data, rows=data.rows[early], starts=starts)
+
+
+if __name__ == "__main__":
+    typer.run(train_base)

@@ -7,14 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from netdiffusion_core.capture import dissect
-from netdiffusion_core.capture.dissect import uint
 from netdiffusion_core.interfaces import Record, RuleSet, forget
 from netdiffusion_core.model import Rule, Traffic, Violation
+from netdiffusion_inet.headers import Draft, own_bytes
 
 Array = NDArray[Any]
 
@@ -39,35 +37,26 @@ class NewpluginRules(RuleSet):
         Yield a violation for each packet with another flow label than its side's first packet.
         """
         if FLOW_LABEL.id not in self.off:
-            yield from FLOW_LABEL.broken(traffic, wrong_labels(traffic)[0])
+            yield from FLOW_LABEL.broken(traffic, wrong_labels(Draft(traffic))[0])
 
     def repair(self, traffic: Traffic, rng: np.random.Generator, record: Record = forget) -> Traffic:
         """
-        Give each packet the flow label of its side's first packet. No checksum covers it.
+        Give each packet the flow label of its side's first packet.
         """
-        packets, at, labels, right = wrong_labels(traffic)
-        if FLOW_LABEL.id in self.off or not len(packets):
-            return traffic
-        record(FLOW_LABEL.id, FLOW_LABEL.field, packets, labels, right)
-        data = traffic.data.copy()  # arrays of a Traffic are read-only
-        data[at + 1] = data[at + 1] & 0xF0 | right >> 16
-        data[at + 2] = right >> 8 & 0xFF
-        data[at + 3] = right & 0xFF
-        return attrs.evolve(traffic, data=data)
+        draft = Draft(own_bytes(traffic), self.off, record)  # tells `record`, and what is off it does not write
+        draft.put(FLOW_LABEL.id, FLOW_LABEL.field, *wrong_labels(draft))
+        return draft.finish()  # checksums fit
 
 
-def wrong_labels(traffic: Traffic) -> tuple[Array, Array, Array, Array]:
+def wrong_labels(draft: Draft) -> tuple[Array, Array]:
     """
-    Return ``(packets, at, labels, right)``, int64[n] each: the packets whose flow label is wrong, where in the data
-    their IPv6 headers begin, the flow labels that they have, and those that they should have.
+    Return ``(packets, right)``, int64[n] each: the packets whose flow label is wrong, and what it should be.
     """
-    headers = dissect(traffic)
+    traffic = draft.traffic
     order, _ = traffic.by_flow()
-    packets = order[headers.ip_versions[order] == 6]
+    packets = order[draft.headers.ip_versions[order] == 6]
     side = 2 * traffic.flow_of[packets].astype(np.int64) + traffic.from_initiator[packets]
-    at = headers.ip_offsets[packets]
-    labels = uint(traffic.data, at, 4) & 0xFFFFF
+    labels = draft.get(FLOW_LABEL.field, packets)
     _, first, sides = np.unique(side, return_index=True, return_inverse=True)
     right = labels[first][sides]
-    wrong = labels != right
-    return packets[wrong], at[wrong], labels[wrong], right[wrong]
+    return packets[labels != right], right[labels != right]
