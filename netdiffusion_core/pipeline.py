@@ -31,6 +31,7 @@ from .capture.pcapfile import is_capture
 from .config import RunConfig, plain, to_toml
 from .context import Advance, Context, silent, stream_seed
 from .errors import ConfigError, DataError, PluginError, did_you_mean
+from .flow_files import FlowFiles
 from .interfaces import Backend, Encoder, Evaluator, Executor, RealTraffic, RuleSet
 from .model import Encoded, Repair, Rule, SampleRequest, Score, Traffic, Violation, counts_by_label
 from .plugins import Plugins
@@ -44,6 +45,8 @@ TEST_SHARE = 0.3
 MIN_TRAIN, MIN_TEST = 2, 1
 DEFAULT_FLOWS = 100
 REHEARSAL_FLOWS = 6
+REPORT_PACKETS = 1 << 18
+"""Of more packets a side, report.html shows some flows."""
 LEAST_BYTES_A_FLOW = 1 << 10
 MODEL_INDEX, MODEL_WEIGHTS = "model.json", "weights"
 
@@ -143,7 +146,7 @@ def run(
                 shutil.rmtree(folder / "encoded")
             for name, files in zip(("train", "test"), real_files, strict=True):
                 shop.encode(files, folder / "encoded" / name, index)
-            train, test = (storage.load(folder / "encoded" / name) for name in ("train", "test"))
+            train = storage.load(folder / "encoded" / "train")
             row["sha256"] = train.digest()
         with course.stage("fit", config.backend) as row:
             model = parts.backend
@@ -210,8 +213,7 @@ def run(
             report.write_report(
                 folder,
                 rows=scores,
-                real=test,
-                synthetic=encode(synthetic, parts.encoder),
+                **_shown(FlowFiles(real_files[1]).traffic, synthetic, context),
                 violations=violations,
                 repairs=changes,
                 manifest=document,
@@ -294,8 +296,7 @@ def judge(
         report.write_report(
             folder,
             rows=scores,
-            real=encode(real.test, encoder, progress),
-            synthetic=encode(made, encoder, progress),
+            **_shown(real.test, made, context),
             violations=check(made, rules),
             repairs=None,
             manifest=document,
@@ -593,7 +594,7 @@ def write(traffic: Traffic, folder: Path, progress: Progress = silent) -> None:
     Write one pcap a flow: ``folder/LABEL/00001.pcap``, numbered in the order of the flows.
     """
     order, starts = traffic.by_flow()
-    names = flow_files(traffic.flows.labels.tolist())
+    names = capture_names(traffic.flows.labels.tolist())
     for parent in {(folder / name).parent for name in names}:
         parent.mkdir(parents=True)
     with progress("write", len(names)) as advance:
@@ -815,7 +816,7 @@ def flow_names(labels: Sequence[str]) -> list[tuple[str, int]]:
     return names
 
 
-def flow_files(labels: Sequence[str]) -> list[str]:
+def capture_names(labels: Sequence[str]) -> list[str]:
     """
     Return for each flow the name of its capture below a folder: ``LABEL/00001.pcap``.
     """
@@ -862,6 +863,28 @@ def class_table(real: RealTraffic) -> list[dict[str, Any]]:
             row[f"{part}_packets"] = summary.packets
             row["median_packets"] = summary.median_packets
     return list(rows.values())
+
+
+def _shown(real: Traffic, synthetic: Traffic, context: Context) -> dict[str, Any]:
+    """
+    Return what `report.write_report` shows of flows: all, or of many some of each class, drawn at random.
+    """
+    from .report import Totals
+
+    shown: dict[str, Any] = {"totals": {}}
+    for side, traffic in (("real", real), ("synthetic", synthetic)):
+        shown["totals"][side] = Totals.of(traffic)
+        if len(traffic) > REPORT_PACKETS:
+            labels = traffic.flows.labels
+            order = context.rng(f"report:{side}").permutation(len(labels))
+            lengths = np.bincount(traffic.flow_of, minlength=len(labels))
+            names = np.unique(labels)
+            mine = [order[labels[order] == name] for name in names]
+            few = [m[: max(1, int((np.cumsum(lengths[m]) <= REPORT_PACKETS // len(names)).sum()))] for m in mine]
+            traffic = traffic.select_flows(np.sort(np.concatenate(few)))
+        assert context.encoder is not None
+        shown[side] = encode(traffic, context.encoder)
+    return shown
 
 
 def _options(component: Any) -> dict[str, Any]:

@@ -294,7 +294,7 @@ class _Finish(_Making[tuple[Path, repairs.Tally]]):
 
     @cached_property
     def names(self) -> list[str]:
-        return pipeline.flow_files(self.bits.labels.tolist())
+        return pipeline.capture_names(self.bits.labels.tolist())
 
     @property
     def slices(self) -> list[Slice]:
@@ -347,7 +347,7 @@ class _Write(_Work[None]):
 
     @cached_property
     def names(self) -> list[str]:
-        return pipeline.flow_files(self.files.traffic.flows.labels.tolist())
+        return pipeline.capture_names(self.files.traffic.flows.labels.tolist())
 
     @property
     def slices(self) -> list[Slice]:

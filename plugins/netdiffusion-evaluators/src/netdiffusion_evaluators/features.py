@@ -151,10 +151,22 @@ def in_chunks(traffic: Traffic, encoder: Encoder) -> Iterator[Encoded]:
     Encode all flows, a few at a time, so that a large capture needs no more memory than a small one. Without a flow
     there is one chunk without rows.
     """
-    counts = np.bincount(traffic.flow_of[traffic.flow_of >= 0], minlength=len(traffic.flows))
-    chunk = np.cumsum(counts) // _CHUNK_PACKETS
-    for number in np.unique(chunk) if len(chunk) else (0,):
-        yield encoder.encode(traffic.select_flows(chunk == number))
+    for part in in_parts(traffic):
+        yield encoder.encode(part)
+
+
+def in_parts(traffic: Traffic) -> Iterator[Traffic]:
+    """
+    Yield all flows, a few at a time; the packets of a flow stay in their order. Without a flow there is one part.
+    """
+    order = np.argsort(traffic.flow_of, kind="stable")
+    starts = np.searchsorted(traffic.flow_of[order], np.arange(len(traffic.flows) + 1))
+    chunk = (starts[1:] - starts[0]) // _CHUNK_PACKETS
+    bounds = np.flatnonzero(np.diff(chunk, prepend=-1, append=-1)) if len(chunk) else np.zeros(2, int)
+    for first, last in pairwise(bounds.tolist()):
+        part = traffic.select_packets(order[starts[first] : starts[last]])
+        flows = traffic.flows.select(np.arange(first, last))
+        yield attrs.evolve(part, flow_of=part.flow_of - first, flows=flows)
 
 
 def fingerprints(traffic: Traffic, encoder: Encoder) -> NDArray[np.str_]:
