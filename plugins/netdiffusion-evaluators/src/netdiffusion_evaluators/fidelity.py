@@ -233,7 +233,7 @@ def bit_counts(traffic: Traffic, encoder: Encoder, groups: Sequence[Array]) -> N
             first += len(e)
         return counts
 
-    return once(traffic, ("bit counts", encoder, group_of.tobytes()), count)
+    return once(traffic, ("bit counts", encoder, len(groups), group_of.tobytes()), count)
 
 
 # --- pairs of fields ----------------------------------------------------------------------------------------------
