@@ -14,8 +14,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -159,7 +159,7 @@ def run(
 
         request = sample_request(counts_by_label(train.labels), config.flows, config.max_packets, config.seed)
         with course.stage("generate", config.backend) as row:
-            course.keep("generated", lambda path: shop.generate(model, request, path, index))
+            course.keep("generated", lambda path: shop.generate(model, request, path, index, folder / "model"))
             generated = storage.load(folder / "generated")
             row |= {"flows": len(generated), "sha256": generated.digest()}
         with course.stage("repair"):
@@ -260,8 +260,8 @@ def judge(
     if config.gate:
         gates.require_figures(config.gate, figures(real, evaluators, context))
 
-    with TemporaryDirectory(prefix="netdiffusion-") as place, prepare_executor(config, plugins) as executor:
-        shop = slices.Workshop(plugins=plugins, context=context, executor=executor, folder=Path(place))
+    with _working(folder) as place, prepare_executor(config, plugins) as executor:
+        shop = slices.Workshop(plugins=plugins, context=context, executor=executor, folder=place)
         real_files = shop.keep("train", real.train), shop.keep("test", real.test)
         folders = {"synthetic": shop.keep("synthetic", made)}
         if baselines:
@@ -269,10 +269,10 @@ def judge(
             labels = tuple(label for label, n in counts.items() for _ in range(n))
             seed = stream_seed(config.seed, "generate")
             request = SampleRequest(labels=labels, max_packets=config.max_packets, seed=seed)
-            shop.encode(real_files[0], Path(place, "bits"), {})
+            shop.encode(real_files[0], place / "bits", {})
             for name, baseline in baselines:
-                fit(baseline, storage.load(Path(place, "bits")), context)
-                folders[name] = shop.synthesize(baseline, request, Path(place, f"made-{name}")).folder
+                fit(baseline, storage.load(place / "bits"), context)
+                folders[name] = shop.synthesize(baseline, request, place / f"made-{name}").folder
         scores: dict[str, tuple[Score, ...]] = dict.fromkeys(folders, ())
         for _, found in shop.evaluate(real_files, folders, evaluators):
             scores = {name: (*before, *found[name]) for name, before in scores.items()}
@@ -353,7 +353,7 @@ def prepare_encoder(config: RunConfig, plugins: Plugins) -> tuple[Encoder, RunCo
             f"encoder.max_packets is {encoder.options.max_packets}, but flows are cut to max_packets = "
             f"{config.max_packets} before; raise max_packets instead"
         )
-    return encoder, attrs.evolve(config, encoder_options=_options(encoder))
+    return encoder, attrs.evolve(config, encoder_options=options_of(encoder))
 
 
 def prepare_backend(config: RunConfig, plugins: Plugins) -> tuple[Backend, RunConfig]:
@@ -361,7 +361,7 @@ def prepare_backend(config: RunConfig, plugins: Plugins) -> tuple[Backend, RunCo
     Build the backend.
     """
     backend = plugins.create("backend", config.backend, config.backend_options)
-    return backend, attrs.evolve(config, backend_options=_options(backend))
+    return backend, attrs.evolve(config, backend_options=options_of(backend))
 
 
 def prepare_executor(config: RunConfig, plugins: Plugins) -> Executor:
@@ -391,7 +391,7 @@ def prepare_rules(config: RunConfig, plugins: Plugins) -> tuple[tuple[tuple[str,
             raise ConfigError(f"rules.off: no active rule is called {rule_id!r}.{did_you_mean(rule_id, known)}")
     for _, chosen in rules:
         chosen.off = frozenset(config.rules_off)
-    return rules, attrs.evolve(config, rules=names, rules_options={n: o for n, r in rules if (o := _options(r))})
+    return rules, attrs.evolve(config, rules=names, rules_options={n: o for n, r in rules if (o := options_of(r))})
 
 
 def prepare_evaluators(config: RunConfig, plugins: Plugins) -> tuple[tuple[tuple[str, Evaluator], ...], RunConfig]:
@@ -403,7 +403,7 @@ def prepare_evaluators(config: RunConfig, plugins: Plugins) -> tuple[tuple[tuple
     evaluators = tuple(
         (n, plugins.create("evaluator", n, config.evaluators_options.get(n))) for n in dict.fromkeys(names)
     )
-    options = {n: o for n, e in evaluators if (o := _options(e))}
+    options = {n: o for n, e in evaluators if (o := options_of(e))}
     return evaluators, attrs.evolve(config, evaluators=tuple(n for n, _ in evaluators), evaluators_options=options)
 
 
@@ -865,6 +865,20 @@ def class_table(real: RealTraffic) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+@contextmanager
+def _working(folder: Path | None) -> Iterator[Path]:
+    """
+    Yield a folder for the time of the work: in an output folder, which workers elsewhere see too, or a temporary one.
+    """
+    if folder is None:
+        with TemporaryDirectory(prefix="netdiffusion-") as name:
+            yield Path(name)
+    else:
+        place = working_folder(folder)
+        yield place
+        shutil.rmtree(place)
+
+
 def _shown(real: Traffic, synthetic: Traffic, context: Context) -> dict[str, Any]:
     """
     Return what `report.write_report` shows of flows: all, or of many some of each class, drawn at random.
@@ -887,7 +901,10 @@ def _shown(real: Traffic, synthetic: Traffic, context: Context) -> dict[str, Any
     return shown
 
 
-def _options(component: Any) -> dict[str, Any]:
+def options_of(component: Any) -> dict[str, Any]:
+    """
+    Return a component's options by name, as its constructor took them.
+    """
     return {f.alias: getattr(component.options, f.name) for f in attrs.fields(type(component.options)) if f.init}
 
 

@@ -116,19 +116,34 @@ class Workshop:
             writer.close()
 
     def generate(
-        self, backend: Backend, request: SampleRequest, target: Path, encoder_index: Mapping[str, Any]
+        self,
+        backend: Backend,
+        request: SampleRequest,
+        target: Path,
+        encoder_index: Mapping[str, Any],
+        model: Path | None = None,
     ) -> None:
         """
         Write flows of a backend into a new folder.
+
+        model  its folder, where workers may load it, if the executor samples
         """
         target.mkdir()
         writer = storage.Writer(target, self._encoder().layout, encoder_index)
-        bounds = _of_request(request)
-        context = self.context
-        with (self.context.progress if len(bounds) > 1 else silent)("generate", len(request.labels)) as advance:
-            for number, (first, last) in enumerate(bounds):
-                writer.append(pipeline.generate(backend, _part(request, number, first, last), context))
-                advance(last - first)
+        slices = _of_request(request)
+        if model is not None and self.executor.samples:
+            with self._parts() as parts:
+                work = _Sample(self.plugins, parts, self._context(), model, pipeline.options_of(backend), request)
+                for part in self._each("generate", work):
+                    writer.append(storage.load(part))
+                    shutil.rmtree(part)
+        else:
+            show = self.context.progress if len(slices) > 1 else silent
+            with show("generate", len(request.labels)) as advance:
+                for number, (first, last) in enumerate(slices):
+                    some = _part(request, number, first, last)
+                    writer.append(pipeline.generate(backend, some, self.context))
+                    advance(last - first)
         writer.close()
 
     def finish(self, generated: Path, target: Path, with_changes: bool = False) -> Synthesis:
@@ -149,13 +164,15 @@ class Workshop:
         (target / _TALLY).write_text(json.dumps(attrs.asdict(tally)), encoding="utf-8")
         return Synthesis(folder=target)
 
-    def synthesize(self, backend: Backend, request: SampleRequest, target: Path) -> Synthesis:
+    def synthesize(
+        self, backend: Backend, request: SampleRequest, target: Path, model: Path | None = None
+    ) -> Synthesis:
         """
-        Generate and `finish`.
+        `generate` and `finish`.
         """
         with self._parts() as parts:
             generated = parts / "generated"
-            self.generate(backend, request, generated, {})
+            self.generate(backend, request, generated, {}, model)
             return self.finish(generated, target)
 
     def check(self, traffic: Path) -> tuple[Violation, ...]:
@@ -279,6 +296,31 @@ class _Encode(_Making[Path]):
         number, flows = piece
         with self.part(number) as (draft, part):
             storage.save(pipeline.encode(self.files.select(*flows), self.encoder), draft, self.encoder_index)
+        return part
+
+
+@attrs.define(slots=False, eq=False)
+class _Sample(_Making[Path]):
+    samples = True  # what an executor with GPUs gives one for
+
+    context: Context
+    model: Path
+    options: dict[str, Any]
+    request: SampleRequest
+
+    @cached_property
+    def backend(self) -> Backend:
+        return pipeline.load_model(self.model, self.plugins, self.options)[0]
+
+    @property
+    def slices(self) -> list[Slice]:
+        return _of_request(self.request)
+
+    def __call__(self, piece: tuple[int, Slice]) -> Path:
+        number, (first, last) = piece
+        made = pipeline.generate(self.backend, _part(self.request, number, first, last), self.context)
+        with self.part(number) as (draft, part):
+            storage.save(made, draft)
         return part
 
 

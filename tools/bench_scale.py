@@ -79,8 +79,11 @@ def make(folder: Path, flows: int) -> None:
         drawn = np.sort(rng.integers(0, len(sample), min(SLICE_FLOWS, flows - first)))
         chosen = sample.select(drawn)
         repeated = np.arange(PACKETS) % chosen.lengths[:, None] + chosen.starts[:-1, None]
+        rows = chosen.rows[repeated.ravel()]
+        identification = rows[:, sample.layout.span("ipv4.id")]  # so that no two flows are the same
+        identification[identification >= 0] = rng.integers(0, 2, int((identification >= 0).sum()))
         bits = Encoded(
-            rows=chosen.rows[repeated.ravel()],
+            rows=rows,
             starts=PACKETS * np.arange(len(drawn) + 1),
             labels=chosen.labels,
             start_times=chosen.start_times + 1_000_000_000 * number,

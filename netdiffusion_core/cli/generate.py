@@ -81,6 +81,6 @@ def generate(
         request = pipeline.sample_request(learned, config.flows, longest, config.seed)
         working = working_folder(folder)
         shop = slices.Workshop(plugins=session.plugins, context=context, executor=workers, folder=working)
-        made = shop.synthesize(backend, request, working / "made")
+        made = shop.synthesize(backend, request, working / "made", model.absolute())
         shop.write(made.folder, folder)
         shutil.rmtree(working)
