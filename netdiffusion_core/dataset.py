@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .capture.flows import assemble, conversation_keys, group_ids
-from .capture.pcapfile import MAPPED_BYTES, is_capture, read_capture
+from .capture.pcapfile import is_capture, read_capture
 from .context import Advance, silent
 from .errors import DataError, RunError, did_you_mean
 from .model import ICMP, ICMPV6, TCP, UDP, FlowTable, Traffic, concatenate
@@ -38,6 +38,9 @@ OpenCapture = Callable[[Path], Traffic | None]
 
 SPLITS = ("train", "test")
 _MAX_VISITS = 100
+
+JOINED_BYTES = 1 << 26
+"""Captures of more bytes together are joined on disk."""
 
 _CAPTURE_NAME = re.compile(r"\.(pcap|pcapng|cap)(\.gz)?$", re.IGNORECASE)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file's name on Windows
@@ -353,8 +356,8 @@ class _Pile:
         """
         self._loose.append(traffic)
         self._octets += len(traffic.data)
-        if len(self._loose) + len(self._blocks) > 1 and (self._octets > MAPPED_BYTES or len(self._loose) >= 1024):
-            self._settle(self._octets > MAPPED_BYTES or self._file is not None)
+        if len(self._loose) + len(self._blocks) > 1 and (self._octets > JOINED_BYTES or len(self._loose) >= 1024):
+            self._settle(self._octets > JOINED_BYTES or self._file is not None)
 
     def traffic(self) -> Traffic:
         """

@@ -45,7 +45,7 @@ TEST_SHARE = 0.3
 MIN_TRAIN, MIN_TEST = 2, 1
 DEFAULT_FLOWS = 100
 REHEARSAL_FLOWS = 6
-REPORT_PACKETS = 1 << 18
+REPORT_PACKETS = 1 << 16
 """Of more packets a side, report.html shows some flows."""
 LEAST_BYTES_A_FLOW = 1 << 10
 MODEL_INDEX, MODEL_WEIGHTS = "model.json", "weights"
@@ -259,13 +259,15 @@ def judge(
     made = same_classes(traffic, load(other, plugins, progress))
     if config.gate:
         gates.require_figures(config.gate, figures(real, evaluators, context))
+    inputs = input_files(traffic, require_data(config)) | {"synthetic": input_files(made, synthetic)}
+    classes, counts = class_table(real), counts_by_label(made.flows.labels)
 
     with _working(folder) as place, prepare_executor(config, plugins) as executor:
         shop = slices.Workshop(plugins=plugins, context=context, executor=executor, folder=place)
         real_files = shop.keep("train", real.train), shop.keep("test", real.test)
         folders = {"synthetic": shop.keep("synthetic", made)}
+        del traffic, real, made  # from here on they are read from these files, a slice at a time
         if baselines:
-            counts = counts_by_label(made.flows.labels)
             labels = tuple(label for label, n in counts.items() for _ in range(n))
             seed = stream_seed(config.seed, "generate")
             request = SampleRequest(labels=labels, max_packets=config.max_packets, seed=seed)
@@ -276,6 +278,9 @@ def judge(
         scores: dict[str, tuple[Score, ...]] = dict.fromkeys(folders, ())
         for _, found in shop.evaluate(real_files, folders, evaluators):
             scores = {name: (*before, *found[name]) for name, before in scores.items()}
+        if folder is not None:
+            violations = shop.check(folders["synthetic"])
+            shown = _shown(FlowFiles(real_files[1]).traffic, FlowFiles(folders["synthetic"]).traffic, context)
     judged = gates.judge(config.gate, {s.name: s.value for s in scores["synthetic"]})
     if folder is not None:
         document = manifest.build(
@@ -287,7 +292,7 @@ def judge(
                 "evaluators": [name for name, _ in evaluators],
                 "compare": [name for name, _ in baselines],
             },
-            inputs=input_files(traffic, require_data(config)) | {"synthetic": input_files(made, synthetic)},
+            inputs=inputs,
             stages=(),
             started=started,
         )
@@ -296,11 +301,11 @@ def judge(
         report.write_report(
             folder,
             rows=scores,
-            **_shown(real.test, made, context),
-            violations=check(made, rules),
+            **shown,
+            violations=violations,
             repairs=None,
             manifest=document,
-            classes=class_table(real),
+            classes=classes,
             gates=judged,
         )
         write_manifest(folder, document)

@@ -287,5 +287,5 @@ def test_captures_that_do_not_fit_into_memory_are_joined_on_disk(
 ) -> None:
     data = make_data({"web": 4, "dns": 5})
     whole = dataset.load(data)
-    monkeypatch.setattr(dataset, "MAPPED_BYTES", in_memory)
+    monkeypatch.setattr(dataset, "JOINED_BYTES", in_memory)
     assert dataset.load(data).packed() == whole.packed()
