@@ -59,6 +59,7 @@ ARTEFACT_TCP_OPTIONS = {
 FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")  # RFC 9293 section 3.1, least significant bit first
 
 _CHUNK_PACKETS = 16_384
+_COLUMNS = 256
 
 
 @attrs.frozen(eq=False)
@@ -248,10 +249,12 @@ def telling(values: Array) -> NDArray[np.int64]:
     Return the columns that vary, one of those that are equal. Of ten thousand bits some hundreds are left: where a
     header is absent, all its bits are. Forests that choose among all of them seldom meet the telling ones.
     """
-    columns = np.ascontiguousarray(values.T)
-    as_bytes = columns.view(np.dtype((np.void, columns.itemsize * columns.shape[1])))
-    distinct = np.sort(np.unique(as_bytes, return_index=True)[1])
-    return np.asarray(distinct[varies(values[:, distinct])])
+    first: dict[bytes, int] = {}  # of each column's digest: a sorted copy would take twice the memory of all values
+    for start in range(0, values.shape[1], _COLUMNS):
+        columns = np.ascontiguousarray(values[:, start : start + _COLUMNS].T)
+        for i in np.flatnonzero((columns != columns[:, :1]).any(axis=1)).tolist():
+            first.setdefault(hashlib.blake2b(columns[i].data, digest_size=16).digest(), start + i)
+    return np.array([*first.values()], np.int64)
 
 
 def first_packets(bits: Array, starts: Array, count: int) -> NDArray[np.int8]:
