@@ -1,4 +1,4 @@
-# demo | test | test-oldest | dev | lint | docs | wheels | bench | base | sample | clean. Each builds .venv when it is missing or out of date.
+# demo | test | test-oldest | dev | lint | docs | wheels | bench | bench-scale | base | sample | clean. Each builds .venv when it is missing or out of date.
 PYTHON ?= python3
 PLUGINS := $(sort $(wildcard plugins/netdiffusion-*))
 EXTRA := $(sort $(wildcard plugins/extra/netdiffusion-*))
@@ -9,7 +9,7 @@ test test-oldest: export OMP_NUM_THREADS = 1
 LIGHT := $(filter-out %-stable-diffusion,$(PLUGINS))
 OLDEST := .venv-oldest/bin/python
 
-.PHONY: demo test test-oldest dev lint docs wheels bench base sample clean
+.PHONY: demo test test-oldest dev lint docs wheels bench bench-scale base sample clean
 .DEFAULT_GOAL := dev
 
 dev: $(STAMP)  ## the core and all first-party plugins, editable
@@ -61,6 +61,9 @@ wheels: $(STAMP)  ## dist/: a wheel and a source archive of every distribution
 
 bench: $(STAMP) .venv/.bench  ## packets a second beside dpkt and scapy: make bench ARGS="--capture x.pcap --gigabytes 5"
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py $(ARGS)
+
+bench-scale: $(STAMP)  ## time and memory for many flows: make bench-scale ARGS="--flows 100000"
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_scale.py $(ARGS)
 
 .venv/.bench: $(STAMP)
 	$(BIN)/python -m pip install -c constraints.txt dpkt

@@ -17,14 +17,13 @@ import attrs
 from . import gates
 from .errors import ConfigError, did_you_mean
 from .options import Text, build
+from .plugins import RESERVED
 
 FILE_NAME = "netdiff.toml"
 _MAX_BYTES = 1 << 18
 PREFIX = "NETDIFFUSION_"
-RESERVED = ("NETDIFFUSION_PLUGINS", "NETDIFFUSION_DISABLE_PLUGINS", "NETDIFFUSION_STRICT")
-"""Variables that steer discovery and are no settings of a run; so are those that begin with NETDIFFUSION_TEST_."""
 
-ONE = ("encoder", "backend")
+ONE = ("encoder", "backend", "executor")
 """Tables that choose one component: ``[backend] name = "…"`` and its options."""
 MANY = ("rules", "evaluators")
 """Tables that choose several: ``[rules] names = […]``, and a sub-table of options for each."""
@@ -72,6 +71,7 @@ class RunConfig:
     flows              synthetic flows a class; None: as many as it has real training flows, at most 100
     max_packets        longer flows are cut to their first packets
     encoder, backend   the component's name
+    executor           who does the work; the results do not depend on it
     rules              rule sets; what they require is added
     rules_off          ids of single rules that are neither checked nor repaired, ``rules.off``
     evaluators         None: all that are installed
@@ -90,6 +90,8 @@ class RunConfig:
     encoder_options: Mapping[str, Any] = attrs.field(factory=dict)
     backend: str = "stable-diffusion"
     backend_options: Mapping[str, Any] = attrs.field(factory=dict)
+    executor: str = "local"
+    executor_options: Mapping[str, Any] = attrs.field(factory=dict)
     rules: tuple[str, ...] = attrs.field(default=("tcp", "udp", "icmp", "icmpv6"), converter=_strings)
     rules_options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     rules_off: tuple[str, ...] = attrs.field(default=(), converter=_strings)
@@ -100,9 +102,16 @@ class RunConfig:
 
     def digest(self) -> str:
         """
-        Return the SHA-256 of all settings that results depend on: all but the output's name and the gates.
+        Return the SHA-256 of `decisive`.
         """
-        return hashlib.sha256(to_toml(attrs.evolve(self, output=Path("-"), gate=())).encode()).hexdigest()
+        return hashlib.sha256(to_toml(self.decisive).encode()).hexdigest()
+
+    @property
+    def decisive(self) -> RunConfig:
+        """
+        The settings that results depend on: all but the output's name, the gates, and who does the work.
+        """
+        return attrs.evolve(self, output=Path("-"), gate=(), executor="-", executor_options={})
 
 
 @attrs.frozen(kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -39,6 +39,13 @@ def stream_seed(seed: int, name: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1, np.uint64)[0] >> 1)
 
 
+def slice_seed(seed: int, number: int) -> int:
+    """
+    Derive the seed of one slice of flows; that of slice 0 is the seed itself.
+    """
+    return stream_seed(seed, f"slice {number}") if number else seed
+
+
 @attrs.frozen(kw_only=True)
 class Context:
     """
@@ -63,3 +70,17 @@ class Context:
         import numpy as np
 
         return np.random.default_rng(stream_seed(self.seed, name))
+
+    def of_slice(self, number: int) -> Context:
+        """
+        Return the context of one slice of flows, whose streams are its own: those of slice 0 are these.
+        """
+        return attrs.evolve(self, seed=slice_seed(self.seed, number))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In another process there is no bar to move.
+        return _sent, (self.seed, self.encoder, self.rules)
+
+
+def _sent(seed: int, encoder: Encoder | None, rules: tuple[tuple[str, RuleSet], ...]) -> Context:
+    return Context(seed=seed, encoder=encoder, rules=rules)

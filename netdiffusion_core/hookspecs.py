@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import typer
 
     from .model import Traffic
-    from .specs import BackendSpec, EncoderSpec, EvaluatorSpec, RuleSetSpec
+    from .specs import BackendSpec, EncoderSpec, EvaluatorSpec, ExecutorSpec, RuleSetSpec
 
 hookspec = pluggy.HookspecMarker("netdiffusion")
 hookimpl = pluggy.HookimplMarker("netdiffusion")
@@ -54,6 +54,13 @@ def netdiffusion_register_rules() -> Sequence[RuleSetSpec]:  # type: ignore[empt
 def netdiffusion_register_evaluators() -> Sequence[EvaluatorSpec]:  # type: ignore[empty-body]
     """
     Offer evaluators. First-party user: ``netdiffusion-evaluators``.
+    """
+
+
+@hookspec
+def netdiffusion_register_executors() -> Sequence[ExecutorSpec]:  # type: ignore[empty-body]
+    """
+    Offer executors (who does the work: processes, machines). First-party user: ``netdiffusion-local``.
     """
 
 

@@ -1,5 +1,5 @@
 """
-What a component does: four small base classes, one a kind.
+What a component does: five small base classes, one a kind.
 
 They are base classes and not protocols, so that a new optional method breaks no third party and a forgotten
 abstract one is named when the class is first used. A component is built once a run with its `Options`.
@@ -8,9 +8,9 @@ abstract one is named when the class is first used. A component is built once a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import attrs
 import numpy as np
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from .context import Context
 from .model import Encoded, Layout, Rule, SampleRequest, Score, Traffic, Violation
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @attrs.frozen(kw_only=True)
@@ -29,7 +32,7 @@ class NoOptions:
 
 class Component:
     """
-    What the four kinds share: an attrs class of options (units in the names, a ``help`` text in each field's
+    What the five kinds share: an attrs class of options (units in the names, a ``help`` text in each field's
     metadata, validators), read from ``[encoder]`` and the like in netdiff.toml or from ``--set encoder.key=value``.
     """
 
@@ -174,6 +177,37 @@ class Evaluator(Component, ABC):
     def evaluate(self, real: RealTraffic, synthetic: Traffic, context: Context) -> Iterable[Score]:
         """
         Yield scores named ``<evaluator>.<figure>``.
+        """
+
+
+class Executor(Component, ABC):
+    """
+    Does one piece of work for each of many items: here, in other processes, on other machines. The pieces do not depend
+    on it, so neither do the results. It is used in a ``with`` statement; what it has started is stopped at the end, at
+    once where that is an error.
+
+    samples  whether models sample there too, and not in the main process alone
+    """
+
+    samples: ClassVar[bool] = False
+
+    @abstractmethod
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """
+        Yield ``function(item)`` for each item, in the order of the items. Function, items and results may be copied to
+        where the work is done: they are small, and say where files are. A piece may be done twice, where a worker was
+        lost half-way: it writes the same again.
+
+        Raises what the function raises, the errors of `errors` with their own message; RunError when workers are lost
+        again and again.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """
+        Stop all workers at once.
         """
 
 

@@ -351,8 +351,8 @@ class Encoded:
         Return the SHA-256 of rows, starts and labels.
         """
         digest = hashlib.sha256(repr((self.layout.name, self.layout.version, self.labels.tolist())).encode())
-        digest.update(np.ascontiguousarray(self.starts).tobytes())
-        digest.update(np.ascontiguousarray(self.rows).tobytes())
+        digest.update(np.ascontiguousarray(self.starts).data)
+        digest.update(np.ascontiguousarray(self.rows).data)
         return digest.hexdigest()
 
 

@@ -14,10 +14,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import attrs
@@ -30,21 +31,22 @@ from .capture.pcapfile import is_capture
 from .config import RunConfig, plain, to_toml
 from .context import Advance, Context, silent, stream_seed
 from .errors import ConfigError, DataError, PluginError, did_you_mean
-from .interfaces import Backend, Encoder, Evaluator, RealTraffic, RuleSet
+from .flow_files import FlowFiles
+from .interfaces import Backend, Encoder, Evaluator, Executor, RealTraffic, RuleSet
 from .model import Encoded, Repair, Rule, SampleRequest, Score, Traffic, Violation, counts_by_label
 from .plugins import Plugins
-from .run_folder import CHECKPOINTS, Run, resumable_folder
+from .run_folder import CHECKPOINTS, Run, resumable_folder, working_folder
 
 T = TypeVar("T")
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 Rules = Sequence[tuple[str, RuleSet]]
-Repairs = tuple[Repair, ...]
-"""For each rule set: ``bits_changed``, ``bits_total``, ``packets_changed`` and ``packets_resized``."""
 
 TEST_SHARE = 0.3
 MIN_TRAIN, MIN_TEST = 2, 1
 DEFAULT_FLOWS = 100
 REHEARSAL_FLOWS = 6
+REPORT_PACKETS = 1 << 16
+"""Of more packets a side, report.html shows some flows."""
 LEAST_BYTES_A_FLOW = 1 << 10
 MODEL_INDEX, MODEL_WEIGHTS = "model.json", "weights"
 
@@ -65,24 +67,13 @@ class Components:
 
 
 @attrs.frozen(kw_only=True)
-class Synthesis:
-    """
-    What one backend made: the bits that it generated, the traffic after all rules, and what these changed.
-    """
-
-    generated: Encoded
-    traffic: Traffic
-    repairs: Repairs
-
-
-@attrs.frozen(kw_only=True)
 class RunResult:
     """
     folder      the run folder, under its final name
     scores      the scores of each backend by its name, ours first
     synthetic   the generated traffic, as written to ``folder/synthetic``
     violations  what the rules still find in it
-    repairs     what the rules changed in the model's output
+    repairs     what the rules changed in the model's output, one row a rule, see `repairs.summary`
     gates       which of `config.gate` hold, see `gates.judge`
     manifest    what ``folder/manifest.json`` says
     """
@@ -91,7 +82,7 @@ class RunResult:
     scores: Mapping[str, tuple[Score, ...]]
     synthetic: Traffic
     violations: tuple[Violation, ...]
-    repairs: Repairs
+    repairs: Sequence[Mapping[str, Any]]
     gates: Sequence[Mapping[str, Any]]
     manifest: Mapping[str, Any]
 
@@ -121,15 +112,20 @@ def run(
     and ends as it would have. Raises ConfigError for an output that exists (unless `overwrite`), and what the stages
     raise.
     """
-    from . import report
+    from . import report, slices
 
     started = datetime.now(UTC)
     plugins = plugins or Plugins.discover()
     data = require_data(config)
-    with resumable_folder(config.output, overwrite, resume, [p for p in (data, config.labels) if p]) as folder:
+    with (
+        resumable_folder(config.output, overwrite, resume, [p for p in (data, config.labels) if p]) as folder,
+        prepare_executor(config, plugins) as executor,
+    ):
         parts, config = prepare(config, plugins)
         course = Run(plugins=plugins, folder=folder)
         context = Context(seed=config.seed, progress=progress, encoder=parts.encoder, rules=parts.rules)
+        shop = slices.Workshop(plugins=plugins, context=context, executor=executor, folder=working_folder(folder))
+        index, kept = encoder_index(config), folder / CHECKPOINTS
         (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
 
         with course.stage("load") as row:
@@ -143,55 +139,62 @@ def run(
             classes = class_table(real)
             if config.gate:
                 gates.require_figures(config.gate, [*figures(real, parts.evaluators, context), repairs.FIGURE])
+            real_files = shop.keep("train", real.train), shop.keep("test", real.test)
+            del traffic, real  # from here on they are read from these files, a slice at a time
         with course.stage("encode", config.encoder) as row:
-            train, test = (encode(t, parts.encoder, progress) for t in (real.train, real.test))
-            for name, encoded in (("train", train), ("test", test)):
-                _save_encoded(encoded, folder / "encoded" / name, config)
+            if (folder / "encoded").exists():  # half-written before an interruption
+                shutil.rmtree(folder / "encoded")
+            for name, files in zip(("train", "test"), real_files, strict=True):
+                shop.encode(files, folder / "encoded" / name, index)
+            train = storage.load(folder / "encoded" / "train")
             row["sha256"] = train.digest()
         with course.stage("fit", config.backend) as row:
             model = parts.backend
             if (folder / "model").exists():
                 model = load_model(folder / "model", plugins, config.backend_options)[0]
             else:
-                fit(model, train, attrs.evolve(context, checkpoints=folder / CHECKPOINTS))
+                fit(model, train, attrs.evolve(context, checkpoints=kept))
                 course.keep("model", lambda path: save_model(path, model, train, config, plugins))
             row["sha256"] = manifest.folder_digest(folder / "model")
 
         request = sample_request(counts_by_label(train.labels), config.flows, config.max_packets, config.seed)
         with course.stage("generate", config.backend) as row:
-            course.keep("generated", lambda path: _save_encoded(generate(model, request, context), path, config))
+            course.keep("generated", lambda path: shop.generate(model, request, path, index, folder / "model"))
             generated = storage.load(folder / "generated")
             row |= {"flows": len(generated), "sha256": generated.digest()}
         with course.stage("repair"):
-            ours = _finish(generated, parts.encoder, parts.rules, context)
+            finished = course.keep(f"{CHECKPOINTS}/ours", lambda path: shop.finish(folder / "generated", path, True))
+            ours = slices.Synthesis(folder=finished)
         with course.stage("check"):
-            violations = check(ours.traffic, parts.rules)
+            violations = shop.check(ours.folder)
         with course.stage("write") as row:
-            course.keep("synthetic", lambda path: write(ours.traffic, path, progress))
-            files = [f"{label}/{number:05d}.pcap" for label, number in flow_names(ours.traffic.flows.labels.tolist())]
-            repairs.write_csv(folder / "repairs.csv.gz", ours.repairs, files)
+            course.keep("synthetic", lambda path: shop.write(ours.folder, path))
+            shutil.copyfile(ours.changes, folder / "repairs.csv.gz")
             row["sha256"] = manifest.folder_digest(folder / "synthetic")
 
-        scores = {}
-        with course.stage("evaluate"):
-            again = _finish(test, parts.encoder, parts.rules, context)
-            floor = repairs.bits_per_packet(again.repairs, len(again.traffic))
-
-            def judge(made: Synthesis) -> list[Score]:
-                found = evaluate(real, made.traffic, parts.evaluators, context)
-                return [*found, repairs.score(made.repairs, len(made.traffic), floor)]
-
-            scores[config.backend] = _keep_scores(course, config.backend, lambda: judge(ours))
+        made = {config.backend: ours}
         for name, baseline in parts.baselines:
-            with course.stage(f"{name}: fit, generate, evaluate", name):
+            with course.stage(f"{name}: fit, generate", name):
 
-                def judge_baseline(baseline: Backend = baseline) -> list[Score]:
+                def make(path: Path, baseline: Backend = baseline) -> None:
                     fit(baseline, train, context)
-                    return judge(synthesize(baseline, parts.encoder, parts.rules, request, context))
+                    shop.synthesize(baseline, request, path)
 
-                scores[name] = _keep_scores(course, name, judge_baseline)
+                made[name] = slices.Synthesis(folder=course.keep(f"{CHECKPOINTS}/made-{name}", make))
+        with course.stage("evaluate"):
+            again = course.keep(f"{CHECKPOINTS}/again", lambda path: shop.finish(folder / "encoded" / "test", path))
+            floor = slices.Synthesis(folder=again).tally.bits_per_packet
+            left = [(name, e) for name, e in parts.evaluators if not (kept / f"scores-{name}.json").exists()]
+            for name, found in shop.evaluate(real_files, {n: m.folder for n, m in made.items()}, left):
+                course.keep(f"{CHECKPOINTS}/scores-{name}.json", _write_scores(found))
+            every = [_read_scores(kept / f"scores-{name}.json") for name, _ in parts.evaluators]
+            scores: dict[str, tuple[Score, ...]] = {
+                name: (*(s for some in every for s in some[name]), repairs.score(m.tally, floor))
+                for name, m in made.items()
+            }
 
         judged = gates.judge(config.gate, {s.name: s.value for s in scores[config.backend]})
+        synthetic, changes = ours.traffic, repairs.summary(ours.tally, all_rules(parts.rules))
         with course.stage("report"):
             document = manifest.build(
                 config=config,
@@ -210,10 +213,9 @@ def run(
             report.write_report(
                 folder,
                 rows=scores,
-                real=test,
-                synthetic=encode(ours.traffic, parts.encoder),
+                **_shown(FlowFiles(real_files[1]).traffic, synthetic, context),
                 violations=violations,
-                repairs=repairs.summary(ours.repairs, all_rules(parts.rules), len(ours.traffic)),
+                repairs=changes,
                 manifest=document,
                 classes=classes,
                 gates=judged,
@@ -223,9 +225,9 @@ def run(
     return RunResult(
         folder=config.output,
         scores=scores,
-        synthetic=ours.traffic,
+        synthetic=synthetic,
         violations=violations,
-        repairs=ours.repairs,
+        repairs=changes,
         gates=judged,
         manifest=document,
     )
@@ -242,7 +244,7 @@ def judge(
 
     Raises DataError when the two have no class in common, and what the stages raise.
     """
-    from . import report
+    from . import report, slices
 
     started = datetime.now(UTC)
     encoder, config = prepare_encoder(config, plugins)
@@ -257,17 +259,28 @@ def judge(
     made = same_classes(traffic, load(other, plugins, progress))
     if config.gate:
         gates.require_figures(config.gate, figures(real, evaluators, context))
+    inputs = input_files(traffic, require_data(config)) | {"synthetic": input_files(made, synthetic)}
+    classes, counts = class_table(real), counts_by_label(made.flows.labels)
 
-    scores = {"synthetic": evaluate(real, made, evaluators, context)}
-    train = encode(real.train, encoder, progress)
-    for name, baseline in baselines:
-        fit(baseline, train, context)
-        counts = counts_by_label(made.flows.labels)
-        labels = tuple(label for label, n in counts.items() for _ in range(n))
-        seed = stream_seed(config.seed, "generate")
-        request = SampleRequest(labels=labels, max_packets=config.max_packets, seed=seed)
-        flows = synthesize(baseline, encoder, rules, request, context)
-        scores[name] = evaluate(real, flows.traffic, evaluators, context)
+    with _working(folder) as place, prepare_executor(config, plugins) as executor:
+        shop = slices.Workshop(plugins=plugins, context=context, executor=executor, folder=place)
+        real_files = shop.keep("train", real.train), shop.keep("test", real.test)
+        folders = {"synthetic": shop.keep("synthetic", made)}
+        del traffic, real, made  # from here on they are read from these files, a slice at a time
+        if baselines:
+            labels = tuple(label for label, n in counts.items() for _ in range(n))
+            seed = stream_seed(config.seed, "generate")
+            request = SampleRequest(labels=labels, max_packets=config.max_packets, seed=seed)
+            shop.encode(real_files[0], place / "bits", {})
+            for name, baseline in baselines:
+                fit(baseline, storage.load(place / "bits"), context)
+                folders[name] = shop.synthesize(baseline, request, place / f"made-{name}").folder
+        scores: dict[str, tuple[Score, ...]] = dict.fromkeys(folders, ())
+        for _, found in shop.evaluate(real_files, folders, evaluators):
+            scores = {name: (*before, *found[name]) for name, before in scores.items()}
+        if folder is not None:
+            violations = shop.check(folders["synthetic"])
+            shown = _shown(FlowFiles(real_files[1]).traffic, FlowFiles(folders["synthetic"]).traffic, context)
     judged = gates.judge(config.gate, {s.name: s.value for s in scores["synthetic"]})
     if folder is not None:
         document = manifest.build(
@@ -279,7 +292,7 @@ def judge(
                 "evaluators": [name for name, _ in evaluators],
                 "compare": [name for name, _ in baselines],
             },
-            inputs=input_files(traffic, require_data(config)) | {"synthetic": input_files(made, synthetic)},
+            inputs=inputs,
             stages=(),
             started=started,
         )
@@ -288,12 +301,11 @@ def judge(
         report.write_report(
             folder,
             rows=scores,
-            real=encode(real.test, encoder, progress),
-            synthetic=encode(made, encoder, progress),
-            violations=check(made, rules),
+            **shown,
+            violations=violations,
             repairs=None,
             manifest=document,
-            classes=class_table(real),
+            classes=classes,
             gates=judged,
         )
         write_manifest(folder, document)
@@ -346,7 +358,7 @@ def prepare_encoder(config: RunConfig, plugins: Plugins) -> tuple[Encoder, RunCo
             f"encoder.max_packets is {encoder.options.max_packets}, but flows are cut to max_packets = "
             f"{config.max_packets} before; raise max_packets instead"
         )
-    return encoder, attrs.evolve(config, encoder_options=_options(encoder))
+    return encoder, attrs.evolve(config, encoder_options=options_of(encoder))
 
 
 def prepare_backend(config: RunConfig, plugins: Plugins) -> tuple[Backend, RunConfig]:
@@ -354,7 +366,19 @@ def prepare_backend(config: RunConfig, plugins: Plugins) -> tuple[Backend, RunCo
     Build the backend.
     """
     backend = plugins.create("backend", config.backend, config.backend_options)
-    return backend, attrs.evolve(config, backend_options=_options(backend))
+    return backend, attrs.evolve(config, backend_options=options_of(backend))
+
+
+def prepare_executor(config: RunConfig, plugins: Plugins) -> Executor:
+    """
+    Build the executor; one that works in this process where ``local`` is not installed.
+    """
+    from .slices import Here
+
+    if config.executor == "local" and "local" not in plugins.names("executor"):
+        return Here()
+    executor: Executor = plugins.create("executor", config.executor, config.executor_options)
+    return executor
 
 
 def prepare_rules(config: RunConfig, plugins: Plugins) -> tuple[tuple[tuple[str, RuleSet], ...], RunConfig]:
@@ -372,7 +396,7 @@ def prepare_rules(config: RunConfig, plugins: Plugins) -> tuple[tuple[tuple[str,
             raise ConfigError(f"rules.off: no active rule is called {rule_id!r}.{did_you_mean(rule_id, known)}")
     for _, chosen in rules:
         chosen.off = frozenset(config.rules_off)
-    return rules, attrs.evolve(config, rules=names, rules_options={n: o for n, r in rules if (o := _options(r))})
+    return rules, attrs.evolve(config, rules=names, rules_options={n: o for n, r in rules if (o := options_of(r))})
 
 
 def prepare_evaluators(config: RunConfig, plugins: Plugins) -> tuple[tuple[tuple[str, Evaluator], ...], RunConfig]:
@@ -384,7 +408,7 @@ def prepare_evaluators(config: RunConfig, plugins: Plugins) -> tuple[tuple[tuple
     evaluators = tuple(
         (n, plugins.create("evaluator", n, config.evaluators_options.get(n))) for n in dict.fromkeys(names)
     )
-    options = {n: o for n, e in evaluators if (o := _options(e))}
+    options = {n: o for n, e in evaluators if (o := options_of(e))}
     return evaluators, attrs.evolve(config, evaluators=tuple(n for n, _ in evaluators), evaluators_options=options)
 
 
@@ -489,7 +513,9 @@ def fit(backend: Backend, data: Encoded, context: Context) -> None:
     empty = data.lengths == 0
     if empty.any():
         logger.warning("%d of %d flows have no packet that the encoder can encode: left out", empty.sum(), len(data))
-        data = data.select(~empty)
+        # They have no rows, so that those of the others stay where they are: perhaps on a disk, and large.
+        starts = np.append(data.starts[:-1][~empty], len(data.rows))
+        data = attrs.evolve(data, starts=starts, labels=data.labels[~empty], start_times=data.start_times[~empty])
     if not len(data):
         raise DataError("no flow has a packet that the encoder can encode: nothing to train on")
     backend.fit(data, context)
@@ -511,7 +537,7 @@ def generate(backend: Backend, request: SampleRequest, context: Context) -> Enco
     return encoded
 
 
-def constrain(encoded: Encoded, rules: Rules) -> tuple[Encoded, Repairs]:
+def constrain(encoded: Encoded, rules: Rules) -> tuple[Encoded, tuple[Repair, ...]]:
     """
     Let each rule set mend what shows in bits. Also return what each changed.
     """
@@ -534,7 +560,7 @@ def decode(encoded: Encoded, encoder: Encoder, context: Context) -> Traffic:
     return traffic
 
 
-def repair(traffic: Traffic, rules: Rules, context: Context) -> tuple[Traffic, Repairs]:
+def repair(traffic: Traffic, rules: Rules, context: Context) -> tuple[Traffic, tuple[Repair, ...]]:
     """
     Let each rule set mend packets. Also return what each changed.
     """
@@ -573,12 +599,12 @@ def write(traffic: Traffic, folder: Path, progress: Progress = silent) -> None:
     Write one pcap a flow: ``folder/LABEL/00001.pcap``, numbered in the order of the flows.
     """
     order, starts = traffic.by_flow()
-    names = flow_names(traffic.flows.labels.tolist())
-    for label in {label for label, _ in names}:
-        (folder / label).mkdir(parents=True)
+    names = capture_names(traffic.flows.labels.tolist())
+    for parent in {(folder / name).parent for name in names}:
+        parent.mkdir(parents=True)
     with progress("write", len(names)) as advance:
-        for i, (label, number) in enumerate(names):
-            write_capture(folder / label / f"{number:05d}.pcap", traffic, order[starts[i] : starts[i + 1]])
+        for i, name in enumerate(names):
+            write_capture(folder / name, traffic, order[starts[i] : starts[i + 1]])
             advance()
 
 
@@ -605,15 +631,22 @@ def evaluate(
     scores: list[Score] = []
     with context.progress("evaluate", len(evaluators)) as advance:
         for name, evaluator in evaluators:
-            scored = _returned(evaluator.evaluate(real, synthetic, context), Iterable, f"evaluator {name!r}: evaluate")
-            for score in scored:
-                if score.value < score.lower or score.value > score.upper:
-                    raise PluginError(
-                        f"evaluator {name!r}: {score.name} is {score.value}, outside of {score.lower} to {score.upper}"
-                    )
-                scores.append(score)
+            scores += scores_of(real, synthetic, name, evaluator, context)
             advance(note=name)
     return tuple(scores)
+
+
+def scores_of(real: RealTraffic, synthetic: Traffic, name: str, evaluator: Evaluator, context: Context) -> list[Score]:
+    """
+    Return the scores of one evaluator. Raises PluginError for a score outside of its own bounds.
+    """
+    scores = list(_returned(evaluator.evaluate(real, synthetic, context), Iterable, f"evaluator {name!r}: evaluate"))
+    for score in scores:
+        if score.value < score.lower or score.value > score.upper:
+            raise PluginError(
+                f"evaluator {name!r}: {score.name} is {score.value}, outside of {score.lower} to {score.upper}"
+            )
+    return scores
 
 
 def figures(real: RealTraffic, evaluators: Sequence[tuple[str, Evaluator]], context: Context) -> list[str]:
@@ -732,14 +765,6 @@ def choose_classes(wanted: Sequence[str], learned: Sequence[str]) -> tuple[str, 
 # --- small parts ------------------------------------------------------------------------------------------------
 
 
-def synthesize(backend: Backend, encoder: Encoder, rules: Rules, request: SampleRequest, context: Context) -> Synthesis:
-    """
-    Generate, constrain, decode and repair.
-    """
-    generated = generate(backend, request, context)
-    return _finish(generated, encoder, rules, context)
-
-
 def all_rules(rules: Rules) -> list[Rule]:
     """
     Return every rule of these rule sets.
@@ -796,12 +821,19 @@ def flow_names(labels: Sequence[str]) -> list[tuple[str, int]]:
     return names
 
 
+def capture_names(labels: Sequence[str]) -> list[str]:
+    """
+    Return for each flow the name of its capture below a folder: ``LABEL/00001.pcap``.
+    """
+    return [f"{label}/{number:05d}.pcap" for label, number in flow_names(labels)]
+
+
 def work(config: RunConfig, inputs: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
     """
     Return what decides a run's result: an interrupted run goes on only with the same.
     """
     return {
-        "settings": plain(attrs.asdict(attrs.evolve(config, output=Path("-"), gate=()))),
+        "settings": plain(attrs.asdict(config.decisive)),
         "data": dict(inputs),
         "versions of plugins": manifest.versions(plugins),
     }
@@ -838,13 +870,46 @@ def class_table(real: RealTraffic) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _finish(generated: Encoded, encoder: Encoder, rules: Rules, context: Context) -> Synthesis:
-    constrained, in_bits = constrain(generated, rules)
-    traffic, in_packets = repair(decode(constrained, encoder, context), rules, context)
-    return Synthesis(generated=generated, traffic=traffic, repairs=in_bits + in_packets)
+@contextmanager
+def _working(folder: Path | None) -> Iterator[Path]:
+    """
+    Yield a folder for the time of the work: in an output folder, which workers elsewhere see too, or a temporary one.
+    """
+    if folder is None:
+        with TemporaryDirectory(prefix="netdiffusion-") as name:
+            yield Path(name)
+    else:
+        place = working_folder(folder)
+        yield place
+        shutil.rmtree(place)
 
 
-def _options(component: Any) -> dict[str, Any]:
+def _shown(real: Traffic, synthetic: Traffic, context: Context) -> dict[str, Any]:
+    """
+    Return what `report.write_report` shows of flows: all, or of many some of each class, drawn at random.
+    """
+    from .report import Totals
+
+    shown: dict[str, Any] = {"totals": {}}
+    for side, traffic in (("real", real), ("synthetic", synthetic)):
+        shown["totals"][side] = Totals.of(traffic)
+        if len(traffic) > REPORT_PACKETS:
+            labels = traffic.flows.labels
+            order = context.rng(f"report:{side}").permutation(len(labels))
+            lengths = np.bincount(traffic.flow_of, minlength=len(labels))
+            names = np.unique(labels)
+            mine = [order[labels[order] == name] for name in names]
+            few = [m[: max(1, int((np.cumsum(lengths[m]) <= REPORT_PACKETS // len(names)).sum()))] for m in mine]
+            traffic = traffic.select_flows(np.sort(np.concatenate(few)))
+        assert context.encoder is not None
+        shown[side] = encode(traffic, context.encoder)
+    return shown
+
+
+def options_of(component: Any) -> dict[str, Any]:
+    """
+    Return a component's options by name, as its constructor took them.
+    """
     return {f.alias: getattr(component.options, f.name) for f in attrs.fields(type(component.options)) if f.init}
 
 
@@ -857,18 +922,15 @@ def _refuse_unused(table: str, options: Mapping[str, Any], names: Sequence[str])
             )
 
 
-def _keep_scores(course: Run, backend: str, make: Callable[[], Sequence[Score]]) -> tuple[Score, ...]:
-    def write(path: Path) -> None:
-        text = json.dumps([attrs.asdict(score) for score in make()], default=lambda value: value.tolist())
-        path.write_text(text, encoding="utf-8")
-
-    path = course.keep(f"{CHECKPOINTS}/scores-{backend}.json", write)
-    return tuple(Score(**score) for score in json.loads(path.read_text(encoding="utf-8")))
+def _write_scores(found: Mapping[str, Sequence[Score]]) -> Callable[[Path], Any]:
+    rows = {name: [attrs.asdict(score) for score in scores] for name, scores in found.items()}
+    text = json.dumps(rows, default=lambda value: value.tolist())
+    return lambda path: path.write_text(text, encoding="utf-8")
 
 
-def _save_encoded(encoded: Encoded, folder: Path, config: RunConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    storage.save(encoded, folder, encoder_index(config))
+def _read_scores(path: Path) -> dict[str, list[Score]]:
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return {name: [Score(**score) for score in scores] for name, scores in rows.items()}
 
 
 def _flows(n: int) -> str:

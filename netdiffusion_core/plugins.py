@@ -33,11 +33,15 @@ if TYPE_CHECKING:
 GROUP = "netdiffusion"
 """The entry-point group, the pluggy project and, in capitals, the prefix of environment variables."""
 
+RESERVED = ("NETDIFFUSION_PLUGINS", "NETDIFFUSION_DISABLE_PLUGINS", "NETDIFFUSION_STRICT")
+"""Variables that steer discovery and are no settings of a run; so are those that begin with NETDIFFUSION_TEST_."""
+
 HOOKS = {
     "encoder": "netdiffusion_register_encoders",
     "backend": "netdiffusion_register_backends",
     "rules": "netdiffusion_register_rules",
     "evaluator": "netdiffusion_register_evaluators",
+    "executor": "netdiffusion_register_executors",
 }
 HOMES = {
     "nprint": "netdiffusion-nprint",
@@ -46,9 +50,10 @@ HOMES = {
     **dict.fromkeys(("ipv4", "ipv6", "tcp", "udp", "icmp", "icmpv6", "interpacket"), "netdiffusion-inet"),
     **dict.fromkeys(("fidelity", "timing", "utility", "detectability"), "netdiffusion-evaluators"),
     **dict.fromkeys(("compliance", "interop", "novelty"), "netdiffusion-evaluators"),
+    "local": "netdiffusion-local",
 }
 """Which distribution to install for a component of ours: for the hint of an error only."""
-EXTRAS = ("dns", "rtp", "autoregressive")
+EXTRAS = ("dns", "rtp", "autoregressive", "ray")
 """Components of ours that are outside the default installation."""
 
 _FILE = "netdiffusion_plugin_"
@@ -98,12 +103,22 @@ class Broken:
 @attrs.frozen(kw_only=True, eq=False)
 class Plugins:
     """
-    The components that are there. Make one with `discover`, or with `of` in a test.
+    The components that are there. Make one with `discover`, or with `of` in a test. In another process it is discovered
+    anew, files included.
     """
 
     manager: pluggy.PluginManager
     offers: tuple[Offer, ...]
     broken: tuple[Broken, ...] = ()
+    _found_by: tuple[Mapping[str, str], tuple[Path, ...]] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._found_by is None:
+            raise PluginError(
+                "plugins that were given as objects cannot be used in other processes: "
+                "install them, give them as files, or work in one process (--set executor.processes=1)"
+            )
+        return Plugins.discover, self._found_by
 
     @classmethod
     def discover(cls, environ: Mapping[str, str] = os.environ, files: Sequence[Path] = ()) -> Plugins:
@@ -151,7 +166,8 @@ class Plugins:
                 offers += _register(manager, _import_file(file), origin)
             except (Exception, SystemExit) as error:
                 raise PluginError(f"the plugin file {file} cannot be used: {_reason(error)}") from error
-        return cls(manager=manager, offers=tuple(offers), broken=tuple(broken))
+        found_by = {name: environ[name] for name in RESERVED if name in environ}, tuple(f.absolute() for f in files)
+        return cls(manager=manager, offers=tuple(offers), broken=tuple(broken), found_by=found_by)
 
     @classmethod
     def of(cls, *plugins: Any) -> Plugins:
@@ -174,7 +190,7 @@ class Plugins:
 
     def specs(self, kind: str) -> tuple[Spec, ...]:
         """
-        Return the specs of one kind (``encoder``, ``backend``, ``rules``, ``evaluator``), by name.
+        Return the specs of one kind (``encoder``, ``backend``, ``rules``, ``evaluator``, ``executor``), by name.
         """
         return tuple(sorted((o.spec for o in self.offers if o.kind == kind), key=lambda s: s.name))
 
@@ -246,6 +262,7 @@ class Plugins:
             "backend": interfaces.Backend,
             "rules": interfaces.RuleSet,
             "evaluator": interfaces.Evaluator,
+            "executor": interfaces.Executor,
         }[kind]
         offer = self.offer(kind, name)
         module, _, attribute = offer.spec.target.partition(":")

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -107,40 +108,79 @@ def compare_rows(rule: str, before: Encoded, after: Encoded) -> list[Repair]:
     return repairs
 
 
-def summary(repairs: Iterable[Repair], rules: Sequence[Rule], packets: int) -> list[dict[str, Any]]:
+@attrs.frozen(kw_only=True)
+class Tally:
+    """
+    How much rules changed; tallies of different flows can be added.
+
+    packets   of the traffic
+    bits      that were changed in it; checksums do not count
+    of_rules  by the rule's id: packets and bits that it changed
+    """
+
+    packets: int = 0
+    bits: int = 0
+    of_rules: Mapping[str, tuple[int, int]] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, repairs: Iterable[Repair], packets: int) -> Tally:
+        """
+        Count what was changed in a traffic of so many packets.
+        """
+        by_rule: dict[str, list[Repair]] = defaultdict(list)
+        for repair in repairs:
+            by_rule[repair.rule].append(repair)
+        of_rules = {
+            rule: (
+                len(np.unique(np.concatenate([r.flows << 32 | r.packets for r in mine]))),
+                sum(int(r.bits.sum()) for r in mine),
+            )
+            for rule, mine in by_rule.items()
+        }
+        told = (r for mine in by_rule.values() for r in mine if not r.field.endswith(_CHECKSUMS))
+        return cls(packets=packets, bits=sum(int(r.bits.sum()) for r in told), of_rules=of_rules)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Tally:
+        """
+        Read what `attrs.asdict` made.
+        """
+        of_rules = {rule: (packets, bits) for rule, (packets, bits) in document["of_rules"].items()}
+        return cls(packets=document["packets"], bits=document["bits"], of_rules=of_rules)
+
+    def __add__(self, other: Tally) -> Tally:
+        of_rules = dict(self.of_rules)
+        for rule, (packets, bits) in other.of_rules.items():
+            before = of_rules.get(rule, (0, 0))
+            of_rules[rule] = before[0] + packets, before[1] + bits
+        return Tally(packets=self.packets + other.packets, bits=self.bits + other.bits, of_rules=of_rules)
+
+    @property
+    def bits_per_packet(self) -> float:
+        """
+        How many bits of a packet the rules changed on average; NaN without packets.
+        """
+        return self.bits / self.packets if self.packets else float("nan")
+
+
+def summary(tally: Tally, rules: Sequence[Rule]) -> list[dict[str, Any]]:
     """
     Return one row a rule that changed something: what must hold, packets and bits that it changed.
-
-    packets  of the traffic, for the share
     """
     known = {rule.id: rule.summary for rule in rules}
-    of_rule: dict[str, list[Repair]] = defaultdict(list)
-    for repair in repairs:
-        of_rule[repair.rule].append(repair)
-    rows = []
-    for rule, mine in of_rule.items():
-        places = np.unique(np.concatenate([r.flows << 32 | r.packets for r in mine]))
-        rows.append(
-            {
-                "rule": rule,
-                "what must hold": known.get(rule, ""),
-                "packets": len(places),
-                "of all packets": f"{len(places) / max(packets, 1):.1%}",
-                "bits": sum(int(r.bits.sum()) for r in mine),
-            }
-        )
-    return rows
+    return [
+        {
+            "rule": rule,
+            "what must hold": known.get(rule, ""),
+            "packets": packets,
+            "of all packets": f"{packets / max(tally.packets, 1):.1%}",
+            "bits": bits,
+        }
+        for rule, (packets, bits) in tally.of_rules.items()
+    ]
 
 
-def bits_per_packet(repairs: Iterable[Repair], packets: int) -> float:
-    """
-    Return how many bits of a packet the rules changed on average; checksums do not count.
-    """
-    changed = sum(int(r.bits.sum()) for r in repairs if not r.field.endswith(_CHECKSUMS))
-    return changed / packets if packets else float("nan")
-
-
-def score(repairs: Iterable[Repair], packets: int, floor: float) -> Score:
+def score(tally: Tally, floor: float) -> Score:
     """
     Return the figure `FIGURE`: a model that needs fewer repairs is a better model.
 
@@ -148,7 +188,7 @@ def score(repairs: Iterable[Repair], packets: int, floor: float) -> Score:
     """
     return Score(
         name=FIGURE,
-        value=bits_per_packet(repairs, packets),
+        value=tally.bits_per_packet,
         goal="minimize",
         lower=0,
         upper=float("inf"),
@@ -157,16 +197,18 @@ def score(repairs: Iterable[Repair], packets: int, floor: float) -> Score:
     )
 
 
-def write_csv(path: Path, repairs: Iterable[Repair], files: Sequence[str]) -> None:
+def write_csv(path: Path, repairs: Iterable[Repair], files: Sequence[str], with_head: bool = True) -> None:
     """
-    Write every change as a line of a gzipped CSV file.
+    Write every change as a line of a gzipped CSV file. Such files, one behind the other, are one.
 
-    files  the name of each flow's capture
+    files      the name of each flow's capture
+    with_head  whether a line with the names of the columns comes first
     """
     names: Mapping[int, str] = dict(enumerate(files))
     with gzip.GzipFile(path, "wb", compresslevel=5, mtime=0) as packed, io.TextIOWrapper(packed, "utf-8") as text:
         lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(["file", "packet", "rule", "field", "before", "after", "bits"])
+        if with_head:
+            lines.writerow(["file", "packet", "rule", "field", "before", "after", "bits"])
         for r in repairs:
             columns = (r.flows, r.packets + 1, r.before, r.after, r.bits)
             lines.writerows(

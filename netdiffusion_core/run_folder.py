@@ -24,6 +24,8 @@ from .plugins import Plugins
 
 CHECKPOINTS = "checkpoints"
 """Folder of what only an interrupted run needs. As long as there is none, nothing of a run is worth keeping."""
+WORKING = "working"
+"""Folder of what only this process and its workers read; it is not kept."""
 WORK = "work.json"
 _FULL = "no space left on the device of"
 
@@ -76,7 +78,11 @@ def resumable_folder(
         try:
             with _there_to_the_end(target, partial):
                 yield partial
-            shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+            working = partial / WORKING
+            working.mkdir(exist_ok=True)
+            if (partial / CHECKPOINTS).exists():  # out of the way at once: half of it must never be gone on with
+                (partial / CHECKPOINTS).rename(working / CHECKPOINTS)
+            shutil.rmtree(working, ignore_errors=True)
             (partial / WORK).unlink(missing_ok=True)
             _put(partial, target, overwrite)
         except BaseException as error:
@@ -85,6 +91,17 @@ def resumable_folder(
             else:
                 _remove(partial, error)
             raise
+
+
+def working_folder(folder: Path) -> Path:
+    """
+    Return the empty `WORKING` in an unfinished output folder; what an interruption left there is removed.
+    """
+    working = folder / WORKING
+    if working.exists():
+        shutil.rmtree(working)
+    working.mkdir()
+    return working
 
 
 @contextmanager

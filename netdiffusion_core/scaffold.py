@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError, did_you_mean
-from .specs import KINDS
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -20,6 +18,9 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = "newplugin"
 """The name that stands in the templates, in all its forms: netdiffusion_newplugin, NewpluginRules."""
+
+KINDS = ("encoder", "backend", "rules", "evaluator")
+"""Those that there are templates of."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -45,6 +46,8 @@ def write_plugin(name: str, kind: str, folder: Path, plugins: Plugins) -> list[P
         raise ConfigError(f"{plugins.origin(kind, name)} offers {kind} {name!r} already; choose another name")
     if os.path.lexists(folder):
         raise ConfigError(f"{folder} exists already; choose another folder with --output")
+    from importlib.resources import files
+
     templates = files(__package__) / "templates"
     texts = {**_texts(templates / "common"), **_texts(templates / kind)}
     written = []

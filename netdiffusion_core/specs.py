@@ -86,10 +86,18 @@ class EvaluatorSpec(Spec):
     """
 
 
+@attrs.frozen(kw_only=True)
+class ExecutorSpec(Spec):
+    """
+    Describes an `interfaces.Executor`.
+    """
+
+
 KINDS: dict[str, type[Spec]] = {
     "encoder": EncoderSpec,
     "backend": BackendSpec,
     "rules": RuleSetSpec,
     "evaluator": EvaluatorSpec,
+    "executor": ExecutorSpec,
 }
 """The kinds of component, by the word that the command line and the configuration use."""

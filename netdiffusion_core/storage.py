@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .columns import Column, mapped
 from .errors import DataError
 from .model import Encoded, Layout
 
@@ -19,21 +20,56 @@ INDEX = "encoded.json"
 _ARRAYS = {"rows": np.int8, "starts": np.int64, "start_times": np.int64}
 
 
+class Writer:
+    """
+    Writes encoded flows into an existing folder, a few after the others.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, encoder: Mapping[str, Any] | None = None) -> None:
+        """
+        encoder  name and options of the encoder that made them, so that `netdiff decode` needs to ask nobody
+        """
+        self._folder, self._layout, self._encoder = folder, layout, dict(encoder or {})
+        self._labels: list[str] = []
+        self._packets = 0
+        self._columns = {
+            name: Column(folder / f"{name}.npy", dtype, (layout.width,) if name == "rows" else ())
+            for name, dtype in _ARRAYS.items()
+        }
+        self._columns["starts"].append(np.zeros(1))
+
+    def append(self, encoded: Encoded) -> None:
+        """
+        Write flows of the same layout behind those that are there.
+        """
+        self._columns["rows"].append(encoded.rows)
+        self._columns["starts"].append(encoded.starts[1:] + self._packets)
+        self._columns["start_times"].append(encoded.start_times)
+        self._labels += encoded.labels.tolist()
+        self._packets += len(encoded.rows)
+
+    def close(self) -> None:
+        """
+        Make the folder whole.
+        """
+        for column in self._columns.values():
+            column.close()
+        index = {
+            "format": FORMAT,
+            "layout": layout_to_json(self._layout),
+            "encoder": self._encoder,
+            "labels": self._labels,
+        }
+        (self._folder / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def save(encoded: Encoded, folder: Path, encoder: Mapping[str, Any] | None = None) -> None:
     """
-    Write encoded flows into an existing folder.
-
-    encoder  name and options of the encoder that made them, so that `netdiff decode` needs to ask nobody
+    Write encoded flows into an existing folder; see `Writer`.
     """
-    for name, dtype in _ARRAYS.items():
-        np.save(folder / f"{name}.npy", np.ascontiguousarray(getattr(encoded, name), dtype), allow_pickle=False)
-    index = {
-        "format": FORMAT,
-        "layout": layout_to_json(encoded.layout),
-        "encoder": dict(encoder or {}),
-        "labels": encoded.labels.tolist(),
-    }
-    (folder / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+    writer = Writer(folder, encoded.layout, encoder)
+    writer.append(encoded)
+    writer.close()
 
 
 def load(folder: Path) -> Encoded:
@@ -48,7 +84,7 @@ def load(folder: Path) -> Encoded:
     for name, dtype in _ARRAYS.items():
         path = folder / f"{name}.npy"
         try:
-            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            arrays[name] = mapped(path)
         except FileNotFoundError:
             raise DataError(f"{folder} is incomplete: {path.name} is missing; encode again") from None
         except (OSError, ValueError, EOFError) as error:

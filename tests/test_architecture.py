@@ -25,6 +25,7 @@ LIGHT = [
     "config",
     "run_folder",
     "manifest",
+    "scaffold",
 ]
 HEAVY = {"numpy", "torch", "diffusers", "transformers", "scapy", "pandas", "sklearn", "scipy", "PIL", "jinja2"}
 

@@ -15,7 +15,8 @@ from typing import Any
 import attrs
 import pytest
 
-from netdiffusion_core import dataset, pipeline
+import netdiffusion_core
+from netdiffusion_core import dataset, flow_files, slices
 from netdiffusion_core.cli import main
 from netdiffusion_core.hookspecs import hookimpl
 from netdiffusion_core.manifest import folder_digest
@@ -244,7 +245,7 @@ def test_no_space_while_a_capture_is_written(netdiff: Netdiff, data: Path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(pipeline, "write_capture", full)
+        disk.setattr(slices, "write_capture", full)
         answer = netdiff("run", data, "-o", "out", *TOY)
     assert answer.code == 1
     assert "no space left on the device of" in answer.err
@@ -402,3 +403,17 @@ def test_as_a_process_with_a_plugin_file_no_colour_and_a_reader_that_leaves(toy_
     )  # fmt: skip
     assert "Traceback" not in many.stderr
     assert "BrokenPipe" not in many.stderr
+
+
+@pytest.mark.parametrize("capture", ["dns/train.pcap", "https-page/test.pcap"])
+def test_a_large_capture_is_checked_a_slice_at_a_time(
+    capture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("netdiffusion_inet", reason="netdiffusion-inet is not installed")
+    words = ["check", str(Path(netdiffusion_core.__file__).parent / "samples/lab" / capture), "--json"]
+    said = []
+    for flows in (1000, 3):
+        monkeypatch.setattr(flow_files, "SLICE_FLOWS", flows)
+        main(words)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util
 import pickle
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import netdiffusion_core
 from netdiffusion_core import hookimpl
 from netdiffusion_core.capture import dissect
 from netdiffusion_core.context import Context
-from netdiffusion_core.interfaces import RealTraffic, Record, RuleSet, forget
+from netdiffusion_core.errors import RunError
+from netdiffusion_core.interfaces import Executor, RealTraffic, Record, RuleSet, forget
 from netdiffusion_core.model import Encoded, Rule, SampleRequest, Score, Traffic, Violation
 from netdiffusion_core.plugins import HOOKS, Plugins
 from netdiffusion_core.specs import KINDS
@@ -28,11 +29,13 @@ from netdiffusion_core.testing import (
     Conformance,
     EncoderConformance,
     EvaluatorConformance,
+    ExecutorConformance,
     RuleSetConformance,
 )
 
 BASES: dict[str, type[Conformance]] = {
-    base.kind: base for base in (EncoderConformance, BackendConformance, RuleSetConformance, EvaluatorConformance)
+    base.kind: base
+    for base in (EncoderConformance, BackendConformance, RuleSetConformance, EvaluatorConformance, ExecutorConformance)
 }
 
 
@@ -81,7 +84,22 @@ class GoodTtl(RuleSet):
         return ttl - 1
 
 
-GOOD = {"encoder": GoodEncoder, "backend": GoodBackend, "rules": GoodTtl, "evaluator": GoodEvaluator}
+class GoodExecutor(Executor):
+    """
+    Works in this process.
+    """
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        yield from map(function, items)
+
+
+GOOD = {
+    "encoder": GoodEncoder,
+    "backend": GoodBackend,
+    "rules": GoodTtl,
+    "evaluator": GoodEvaluator,
+    "executor": GoodExecutor,
+}
 
 
 def findings(kind: str, component: type, required: type | None = None) -> dict[str, str]:
@@ -307,6 +325,28 @@ class DrawsItsScore(GoodEvaluator):
             yield attrs.evolve(score, value=score.value * np.random.default_rng().uniform(0.9, 1))
 
 
+class AnswersOutOfOrder(GoodExecutor):
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        yield from sorted(map(function, items), reverse=True, key=str)
+
+
+class WrapsErrors(GoodExecutor):
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        try:
+            yield from map(function, items)
+        except Exception as error:
+            raise RunError(f"a worker failed: {error}") from error
+
+
+class AnswersTooSoon(GoodExecutor):
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        results = [function(item) for item in items]
+        for result in results:
+            if isinstance(result, Path):
+                result.write_bytes(b"")
+            yield result
+
+
 FAULTS = [
     ("encoder", ForgetsTheTtl, "what_is_decoded_is_encoded_as_it_was", "packet.ttl is lost in"),
     ("encoder", WritesIntoItsInput, "encode_gives_rows_flow_by_flow", "encode writes into its input: copy"),
@@ -344,6 +384,14 @@ FAULTS = [
     ("evaluator", FloorOfAnotherScale, "real_against_real_is_at_its_floor", "and its floor is 1"),
     ("evaluator", CrashesWithoutFlows, "no_flows_and_missing_labels", "no flows raises IndexError"),
     ("evaluator", DrawsItsScore, "the_seed_decides_what_is_drawn", "the same seed gave newplugin.packets the value"),
+    ("executor", AnswersOutOfOrder, "results_come_in_the_order_of_the_items", "squared, are [9, 81"),
+    (
+        "executor",
+        WrapsErrors,
+        "an_error_comes_through_with_its_message",
+        "raises RunError, not DataError",
+    ),
+    ("executor", AnswersTooSoon, "work_is_the_same_wherever_it_is_done", "1 holds something else"),
 ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from netdiffusion_core import dataset
 from netdiffusion_core.capture import assemble, read_capture
 from netdiffusion_core.dataset import ClassSummary, check_label, load, summary
 from netdiffusion_core.errors import DataError
@@ -278,3 +279,13 @@ def test_real_flows_are_what_an_independent_tool_found() -> None:
         (r["file"], r["label"], r["split"], int(r["packets"]), int(r["packets_client"]), r["client"]) for r in known
     ]
     assert sorted(zip(*columns, strict=True)) == sorted(expected)
+
+
+@pytest.mark.parametrize("in_memory", [1, 150, 1000])
+def test_captures_that_do_not_fit_into_memory_are_joined_on_disk(
+    make_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, in_memory: int
+) -> None:
+    data = make_data({"web": 4, "dns": 5})
+    whole = dataset.load(data)
+    monkeypatch.setattr(dataset, "JOINED_BYTES", in_memory)
+    assert dataset.load(data).packed() == whole.packed()

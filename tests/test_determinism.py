@@ -9,8 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from netdiffusion_core.manifest import folder_digest
 
@@ -22,11 +25,11 @@ SURROUNDINGS: list[dict[str, str]] = [
 FLAGS = [("--rules", "tcp,udp", "--compare", "bootstrap"), ("--compare", "bootstrap", "--rules", "udp,tcp,ipv4")]
 
 
-def run(place: Path, environment: dict[str, str], flags: tuple[str, ...], labels: list[str]) -> dict[str, Any]:
+def run(place: Path, environment: dict[str, str], flags: tuple[str, ...], labels: Sequence[str]) -> dict[str, Any]:
     """
     Run in a folder of its own on copies of the sample made in this order; return what must be equal.
     """
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     for label in labels:
         shutil.copytree(SAMPLE / label, place / "data" / label)
     words = [
@@ -64,3 +67,30 @@ def test_a_result_depends_on_data_settings_and_seed_alone(tmp_path: Path) -> Non
     assert one.keys() == two.keys()
     for key in one:
         assert one[key] == two[key], key
+
+
+KILLER = """
+import os, signal
+from netdiffusion_core import hookimpl
+
+@hookimpl
+def netdiffusion_stage_started(stage):
+    if stage == "check":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_neither_processes_nor_an_interruption_move_a_result(tmp_path: Path) -> None:
+    """
+    There are flows for three slices, so that processes have something to divide.
+    """
+    labels = ["redis", "dns", "ping"]
+    flags = (*FLAGS[0], "--flows", "450", "--max-packets", "8", "--evaluators", "fidelity,timing", "--set")
+    one, two = (run(tmp_path / f"{n}", SURROUNDINGS[0], (*flags, f"executor.processes={n}"), labels) for n in (1, 2))
+    killer = tmp_path / "killer.py"
+    killer.write_text(KILLER)
+    with pytest.raises(subprocess.CalledProcessError, match="SIGKILL"):
+        run(tmp_path / "killed", SURROUNDINGS[0], (*flags, "executor.processes=2", "--plugin", str(killer)), labels)
+    three = run(tmp_path / "killed", SURROUNDINGS[0], (*flags, "executor.processes=2", "--resume"), ())
+    for key in one:
+        assert one[key] == two[key] == three[key], key

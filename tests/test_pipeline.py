@@ -21,6 +21,7 @@ import pytest
 import netdiffusion_core
 from netdiffusion_core import dataset, pipeline, storage
 from netdiffusion_core.capture import read_capture
+from netdiffusion_core.cli import main
 from netdiffusion_core.config import RunConfig, load
 from netdiffusion_core.context import Context
 from netdiffusion_core.errors import ConfigError, DataError, PluginError, RunError
@@ -67,12 +68,11 @@ def test_a_run_writes_everything_and_says_what_it_did(data: Path, toy: Plugins) 
     assert list(result.scores) == ["toy-model", "toy-baseline"]
     assert result.violations == ()
     (repair,) = result.repairs
-    assert (repair.rule, repair.field) == ("toy.ttl", "ipv4.ttl")
-    assert (repair.after == repair.before + 1).all()
-    assert repair.bits.sum() == len(repair) > 0
     with gzip.open("out/repairs.csv.gz", "rt") as lines:
-        first = next(csv.DictReader(lines))
+        first, *others = csv.DictReader(lines)
+    assert (repair["rule"], repair["packets"]) == ("toy.ttl", 1 + len(others))
     assert first.items() >= {"rule": "toy.ttl", "field": "ipv4.ttl", "bits": "1"}.items()
+    assert int(first["after"]) == int(first["before"]) + 1
     mended = read_capture(Path("out/synthetic") / first["file"]).packet(int(first["packet"]) - 1)
     assert mended[8] == int(first["after"])
 
@@ -97,11 +97,7 @@ def test_the_written_configuration_repeats_the_run_byte_for_byte(data: Path, toy
 
 def test_a_trained_model_generates_later_what_the_run_generated(data: Path, toy: Plugins) -> None:
     pipeline.run(toy_config(data), toy)
-    backend, encoder, index = pipeline.load_model(Path("out/model"), toy)
-    request = pipeline.sample_request(index["classes"], None, index["max_packets"], seed=0)
-    rules = pipeline.prepare_rules(toy_config(data), toy)[0]
-    made = pipeline.synthesize(backend, encoder, rules, request, Context(seed=0))
-    pipeline.write(made.traffic, Path("later"))
+    assert main(["generate", "out/model", "-o", "later", "--rules", "toy-ttl", "-q"], toy) == 0
     assert folder_digest(Path("later")) == folder_digest(Path("out/synthetic"))
 
 

@@ -26,7 +26,7 @@ from netdiffusion_core.testing import example_traffic
 from netdiffusion_inet.headers import FIELDS, Draft, own_bytes
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
-DEFAULT = ("baselines", "evaluators", "inet", "nprint", "stable-diffusion")
+DEFAULT = ("baselines", "evaluators", "inet", "local", "nprint", "stable-diffusion")
 """The entry points of the default set: what else is installed must not change the pages."""
 
 Lines = Iterator[str]
@@ -255,7 +255,7 @@ PARTS: dict[str, Callable[[], Lines]] = {
     "specs": of(specs.Spec, *specs.KINDS.values()),
     "interfaces": of(
         interfaces.Component, interfaces.Encoder, interfaces.Backend, interfaces.RuleSet, interfaces.Evaluator,
-        interfaces.RealTraffic, interfaces.Record, context.Context,
+        interfaces.Executor, interfaces.RealTraffic, interfaces.Record, context.Context,
     ),
     "data": of(*(thing for thing in vars(model).values() if attrs.has(thing) and isinstance(thing, type))),
     "captures": captures,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import visible
-from .common import Json, RuleNames, RulesOff, Session, logger, print_json, print_rows
+from .common import ExecutorName, Json, RuleNames, RulesOff, Session, logger, print_json, print_rows
 
 
 def check(
@@ -19,6 +19,7 @@ def check(
     captures: Annotated[Path, typer.Argument(help="A capture, or a folder of captures.", show_default=False)],
     rules: RuleNames = None,
     rules_off: RulesOff = None,
+    executor: ExecutorName = None,
     each: Annotated[bool, typer.Option("--each", help="A line for each place, not a table of rules.")] = False,
     json: Json = False,
 ) -> int:
@@ -28,28 +29,30 @@ def check(
 
     Example: netdiff check first-run/synthetic --rules tcp,udp --json
     """
-    config = session.config(rules=rules, rules_off=rules_off)
-    import attrs
-
+    config = session.config(rules=rules, rules_off=rules_off, executor=executor)
     from .. import pipeline
+    from ..context import Context
     from ..errors import DataError
+    from ..files import Check, pieces
 
     chosen, _ = pipeline.prepare_rules(config, session.plugins)
     files = pipeline.capture_files(captures)
     found: list[dict[str, Any]] = []
     unread = 0
-    with session.terminal.progress("check", len(files)) as advance:
-        for name, path in files.items():
-            try:
-                violations = pipeline.check(pipeline.read(path, session.plugins), chosen)
-            except DataError as error:
+    work = Check(plugins=session.plugins, context=Context(rules=chosen))
+    some = list(pieces(files))
+    with (
+        pipeline.prepare_executor(config, session.plugins) as workers,
+        session.terminal.progress("check", len(files)) as advance,
+    ):
+        for piece, (violations, reasons) in zip(some, workers.map(work, some), strict=True):
+            for reason in reasons:
                 if len(files) == 1:
-                    raise
-                logger.warning("left out: %s", error)
-                unread += 1
-                violations = ()
-            found += [{"file": name, **attrs.asdict(v)} for v in violations]
-            advance(note=name)
+                    raise DataError(reason)
+                logger.warning("left out: %s", reason)
+            unread += len(reasons)
+            found += violations
+            advance(len(piece), note=piece[-1][0])
     errors = sum(v["severity"] == "error" for v in found)
     if json:
         summary = {"files": len(files), "unread": unread, "rules": [n for n, _ in chosen], "errors": errors}

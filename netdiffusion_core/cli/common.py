@@ -76,6 +76,9 @@ ServerNet = Annotated[str | None, typer.Option("--server-net", help="Networks of
 EvaluatorNames = Annotated[
     str | None, typer.Option("--evaluators", help="Evaluators by comma.", autocompletion=_complete("evaluator"))
 ]
+ExecutorName = Annotated[
+    str | None, typer.Option("--executor", help="Who does the work.", autocompletion=_complete("executor"))
+]
 Gate = Annotated[
     list[str] | None,
     typer.Option("--gate", metavar="GATE", help="Exit with 1 unless it holds, such as utility.macro_f1>=0.8."),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Classes, Data, EncoderName, Labels, MaxPackets, Output, Overwrite, Session
+from .common import Classes, Data, EncoderName, ExecutorName, Labels, MaxPackets, Output, Overwrite, Session
 
 ARRAYS = "npy"
 
@@ -25,6 +25,7 @@ def encode(
     nprint_args: Annotated[
         str | None, typer.Option("--nprint-args", help="Columns of --format nprint, in nPrint's words: '-4 -t -p 30'.")
     ] = None,
+    executor: ExecutorName = None,
     overwrite: Overwrite = False,
 ) -> None:
     """
@@ -41,10 +42,14 @@ def encode(
         encoder=encoder,
         max_packets=max_packets,
         nprint_args=nprint_args,
+        executor=executor,
     )
-    from .. import pipeline, storage
+    import shutil
+
+    from .. import pipeline, slices
+    from ..context import Context
     from ..errors import ConfigError, did_you_mean
-    from ..run_folder import new_file, new_folder
+    from ..run_folder import new_file, new_folder, working_folder
 
     source = pipeline.require_data(config)
     chosen, config = pipeline.prepare_encoder(config, session.plugins)
@@ -58,10 +63,16 @@ def encode(
         with new_file(output, overwrite, inputs=[source]) as path:
             chosen.write(pipeline.read_packets(source, session.plugins), path, form)
         return
-    with new_folder(output, overwrite, inputs=[source]) as folder:
+    with (
+        new_folder(output, overwrite, inputs=[source]) as folder,
+        pipeline.prepare_executor(config, session.plugins) as workers,
+    ):
         traffic = pipeline.load(config, session.plugins, session.terminal.progress)
         if form == ARRAYS:
-            encoded = pipeline.encode(traffic, chosen, session.terminal.progress)
-            storage.save(encoded, folder, pipeline.encoder_index(config))
+            context = Context(progress=session.terminal.progress, encoder=chosen)
+            working = working_folder(folder)
+            shop = slices.Workshop(plugins=session.plugins, context=context, executor=workers, folder=working)
+            shop.encode(shop.keep("traffic", traffic), folder, pipeline.encoder_index(config))
+            shutil.rmtree(working)
         else:
             pipeline.export(traffic, chosen, form, folder, session.terminal.progress)

@@ -13,6 +13,7 @@ from .common import (
     Classes,
     EncoderName,
     EvaluatorNames,
+    ExecutorName,
     Gate,
     Json,
     Labels,
@@ -46,6 +47,7 @@ def evaluate(
     gate: Gate = None,
     max_packets: MaxPackets = None,
     seed: Seed = None,
+    executor: ExecutorName = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> int:
@@ -65,6 +67,7 @@ def evaluate(
         gate=gate,
         max_packets=max_packets,
         seed=seed,
+        executor=executor,
     )
     from contextlib import nullcontext
 

@@ -12,6 +12,7 @@ import typer
 from .common import (
     Classes,
     ClientNet,
+    ExecutorName,
     Flows,
     MaxPackets,
     Output,
@@ -38,6 +39,7 @@ def generate(
     payload: Payload = None,
     client_net: ClientNet = None,
     server_net: ServerNet = None,
+    executor: ExecutorName = None,
     overwrite: Overwrite = False,
 ) -> None:
     """
@@ -55,12 +57,18 @@ def generate(
         payload=payload,
         client_net=client_net,
         server_net=server_net,
+        executor=executor,
     )
-    from .. import pipeline
-    from ..context import Context
-    from ..run_folder import new_folder
+    import shutil
 
-    with new_folder(output, overwrite, inputs=[model]) as folder:
+    from .. import pipeline, slices
+    from ..context import Context
+    from ..run_folder import new_folder, working_folder
+
+    with (
+        new_folder(output, overwrite, inputs=[model]) as folder,
+        pipeline.prepare_executor(config, session.plugins) as workers,
+    ):
         backend, encoder, index = pipeline.load_model(
             model, session.plugins, config.backend_options, config.encoder_options
         )
@@ -71,5 +79,8 @@ def generate(
         }
         longest = config.max_packets if "max_packets" in given else index["max_packets"]
         request = pipeline.sample_request(learned, config.flows, longest, config.seed)
-        made = pipeline.synthesize(backend, encoder, chosen, request, context)
-        pipeline.write(made.traffic, folder, session.terminal.progress)
+        working = working_folder(folder)
+        shop = slices.Workshop(plugins=session.plugins, context=context, executor=workers, folder=working)
+        made = shop.synthesize(backend, request, working / "made", model.absolute())
+        shop.write(made.folder, folder)
+        shutil.rmtree(working)

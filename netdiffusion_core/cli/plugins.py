@@ -11,6 +11,7 @@ import typer
 
 from ..errors import ConfigError, UnknownComponentError, did_you_mean
 from ..plugins import Offer
+from ..scaffold import KINDS as TEMPLATES
 from ..specs import KINDS
 from .common import Json, Session, command, print_json, print_table
 
@@ -111,7 +112,7 @@ def show_plugin(
 def new_plugin(
     session: Session,
     name: Annotated[str, typer.Argument(help="What users will type, such as flow-label.", show_default=False)],
-    kind: Annotated[str, typer.Option("--kind", help=f"One of {', '.join(KINDS)}.", show_default=False)],
+    kind: Annotated[str, typer.Option("--kind", help=f"One of {', '.join(TEMPLATES)}.", show_default=False)],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New folder to write, else ./netdiffusion-NAME.")
     ] = None,

@@ -5,14 +5,11 @@ netdiff repair
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .common import Output, Overwrite, RuleNames, RulesOff, Seed, Session, print_rows
-
-if TYPE_CHECKING:
-    from ..model import Repair
+from .common import ExecutorName, Output, Overwrite, RuleNames, RulesOff, Seed, Session, print_rows
 
 
 def repair(
@@ -22,6 +19,7 @@ def repair(
     rules: RuleNames = None,
     rules_off: RulesOff = None,
     seed: Seed = None,
+    executor: ExecutorName = None,
     overwrite: Overwrite = False,
 ) -> None:
     """
@@ -29,35 +27,31 @@ def repair(
 
     Example: netdiff repair broken/ -o mended --rules tcp,udp
     """
-    config = session.config(rules=rules, seed=seed, rules_off=rules_off)
-    import attrs
-
-    from .. import pipeline, repairs
-    from ..capture import write_capture
+    config = session.config(rules=rules, seed=seed, rules_off=rules_off, executor=executor)
+    from .. import files, pipeline, repairs
     from ..context import Context
     from ..errors import DataError
     from ..run_folder import new_folder
 
-    changed: list[Repair] = []
-    mended_files = packets = flows = 0
-    with new_folder(output, overwrite, inputs=[captures]) as folder:
+    tally, mended_files = repairs.Tally(), 0
+    with (
+        new_folder(output, overwrite, inputs=[captures]) as folder,
+        pipeline.prepare_executor(config, session.plugins) as workers,
+    ):
         chosen, config = pipeline.prepare_rules(config, session.plugins)
         context = Context(seed=config.seed, rules=chosen)
-        files = pipeline.capture_files(captures)
-        with session.terminal.progress("repair", len(files)) as advance:
-            for name, path in files.items():
-                broken = pipeline.read(path, session.plugins)
-                mended, changes = pipeline.repair(broken, chosen, context)
-                changed += [attrs.evolve(r, flows=r.flows + flows) for r in changes]
-                mended_files += bool(changes)
-                packets += len(broken)
-                flows += len(broken.flows) + 1
-                target = (folder / name).with_suffix(".pcap")
-                if target.exists():
-                    raise DataError(f"{captures / name} would be written over another: rename it, both end as {target}")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_capture(target, mended)
-                advance(note=name)
-    if rows := repairs.summary(changed, pipeline.all_rules(chosen), packets):
+        found = pipeline.capture_files(captures)
+        targets: dict[Path, str] = {}
+        for name in found:
+            target = (output / name).with_suffix(".pcap")
+            if targets.setdefault(target, name) != name:
+                raise DataError(f"{captures / name} would be written over another: rename it, both end as {target}")
+        work = files.Repair(plugins=session.plugins, context=context, folder=folder)
+        some = list(files.pieces(found))
+        with session.terminal.progress("repair", len(found)) as advance:
+            for piece, (changed, mended) in zip(some, workers.map(work, some), strict=True):
+                tally, mended_files = tally + changed, mended_files + mended
+                advance(len(piece), note=piece[-1][0])
+    if rows := repairs.summary(tally, pipeline.all_rules(chosen)):
         print_rows(rows)
-    session.terminal.say(f"mended {mended_files} of {len(files)} files")
+    session.terminal.say(f"mended {mended_files} of {len(found)} files")

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from ..model import Encoded, Score, Violation, counts_by_label
+from ..model import Encoded, Score, Violation
 from .compare import Comparison, read_runs
-from .html import comparison_html, report_html
+from .html import Totals, comparison_html, report_html
 from .image import render_png
 from .json import report_json
 from .table import comparison_table, score_table
 
 __all__ = [
     "Comparison",
+    "Totals",
     "comparison_html",
     "comparison_table",
     "read_runs",
@@ -40,6 +41,7 @@ def write_report(
     manifest: Mapping[str, Any],
     classes: Sequence[Mapping[str, Any]] = (),
     gates: Sequence[Mapping[str, Any]] = (),
+    totals: Mapping[str, Totals] | None = None,
 ) -> None:
     """
     Write report.json and report.html into an existing folder: both whole, or neither.
@@ -52,13 +54,15 @@ def write_report(
     manifest    configuration, versions, digests, timings: shown as it is
     classes     one row a class of the data table: ``label``, numbers of flows and packets
     gates       what figures had to reach, see `gates.judge`
+    totals      of ``real`` and ``synthetic``, where only some flows are shown
 
     Raises RunError when the folder cannot be written.
     """
-    flows = {"real": counts_by_label(real.labels), "synthetic": counts_by_label(synthetic.labels)}
+    totals = totals or {"real": Totals.of(real), "synthetic": Totals.of(synthetic)}
+    flows = {side: total.flows for side, total in totals.items()}
     texts = {
         "report.json": report_json(rows, flows, violations, repairs, manifest, classes, gates),
-        "report.html": report_html(rows, real, synthetic, violations, repairs, manifest, classes, gates),
+        "report.html": report_html(rows, real, synthetic, violations, repairs, manifest, classes, gates, totals),
     }
     drafts = {folder / name: folder / f".{name}.partial" for name in texts}
     try:

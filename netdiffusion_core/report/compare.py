@@ -25,7 +25,7 @@ from ..storage import read_json
 from .json import FORMAT
 from .verdict import plus_minus, spread
 
-_NO_PART = ("seed", "output", "gate", "compare", "data", "labels", "flows")
+_NO_PART = ("seed", "output", "gate", "compare", "data", "labels", "flows", "executor", "executor_options")
 """Settings that do not tell one way of making flows from another: data counts by its digest, flows by their number."""
 
 _MAKING = ("backend", "backend_options", "synthetic")

@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 
 from .. import __version__
-from ..model import Encoded, Score, Violation
+from ..model import Encoded, Score, Traffic, Violation, counts_by_label
 from .compare import Comparison
 from .drawing import BOX, PACKETS_SHOWN, Side, class_view, distributions, headers
 from .verdict import ARROWS, RULE, axes, figures, grade, graded, number, plus_minus, spread, violation_summary
@@ -25,6 +25,26 @@ BARS_SHOWN = 12
 TEXT_SHOWN = 400
 ROWS_SHOWN = 200
 """Of a table that an evaluator adds to a figure; report.json has them all."""
+
+
+@attrs.frozen
+class Totals:
+    """
+    flows    by label
+    packets  of all of them
+    """
+
+    flows: Mapping[str, int]
+    packets: int
+
+    @classmethod
+    def of(cls, data: Encoded | Traffic) -> Totals:
+        """
+        Count flows and packets.
+        """
+        if isinstance(data, Encoded):
+            return cls(counts_by_label(data.labels), len(data.rows))
+        return cls(counts_by_label(data.flows.labels), len(data))
 
 
 def report_html(
@@ -36,6 +56,7 @@ def report_html(
     manifest: Mapping[str, Any],
     classes: Sequence[Mapping[str, Any]],
     gates: Sequence[Mapping[str, Any]],
+    totals: Mapping[str, Totals],
 ) -> str:
     """
     Return the report as one HTML document.
@@ -70,7 +91,7 @@ def report_html(
         headers=headers(real.layout),
         packets_shown=PACKETS_SHOWN,
         box=BOX,
-        sides={name: {"flows": len(side.encoded), "packets": len(side.encoded.rows)} for name, side in sides.items()},
+        sides={name: {"flows": sum(t.flows.values()), "packets": t.packets} for name, t in totals.items()},
         classes=[class_view(label, sides, plots) | {"rankings": rankings(ours_scores, [label])} for label in labels],
         repairs=repairs,
         violations=violation_summary(violations),

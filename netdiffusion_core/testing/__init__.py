@@ -18,6 +18,7 @@ from .component import Conformance
 from .encoder import EncoderConformance
 from .evaluator import EvaluatorConformance
 from .examples import damaged, example_bits, example_traffic, no_flow, no_packets
+from .executor import ExecutorConformance
 from .rules import RuleSetConformance
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Conformance",
     "EncoderConformance",
     "EvaluatorConformance",
+    "ExecutorConformance",
     "RuleSetConformance",
     "damaged",
     "example_bits",

@@ -1,5 +1,5 @@
 """
-What the checks of all four kinds share.
+What the checks of all five kinds share.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEAVY = (
 
 class Conformance:
     """
-    The checks that all kinds share. Subclass one of the four classes made of it, and set
+    The checks that all kinds share. Subclass one of the five classes made of it, and set
 
     spec     the spec that your plugin offers
     options  option values as netdiff.toml has them, where the defaults are too slow for a test; required ones

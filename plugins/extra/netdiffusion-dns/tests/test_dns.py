@@ -310,7 +310,7 @@ def test_a_run_writes_dns_that_tshark_reads(
         )
     )  # fmt: skip
     assert not [v for v in result.violations if v.rule.startswith("dns.")]
-    assert "dns.question" in {repair.rule for repair in result.repairs}
+    assert "dns.question" in {repair["rule"] for repair in result.repairs}
     questions = tshark(result.synthetic, "udp.port == 53 && dns.flags.response == 0", "dns.qry.name")
     assert len(questions) >= 5  # many a port of bernoulli has a wrong bit
     assert all(name.endswith((*RESERVED, "<Root>")) for (name,) in questions)

@@ -23,11 +23,14 @@ from netdiffusion_core.context import Context
 from netdiffusion_core.interfaces import Evaluator, RealTraffic, RuleSet
 from netdiffusion_core.model import Score, Traffic
 
+from .features import in_parts
+from .groups import at_most
 from .memory import once
 
 NO_PACKETS = "there are no packets"
 CHECKSUMS = ("ip", "tcp", "udp", "icmp")
 _FIELDS = ("_ws.malformed", *(f"{protocol}.checksum.status" for protocol in CHECKSUMS))
+_PACKETS_AT_ONCE = 1 << 16  # of more, what holds between flows is checked among those that are looked at together
 _BAD, _UNVERIFIED = "0", "2"  # a checksum status; unverified: the packet was cut. 1: good, 3: not present
 
 
@@ -41,6 +44,11 @@ class ComplianceOptions:
         default=120.0,
         validator=attrs.validators.gt(0),
         metadata={"help": "seconds that tshark may take to read one side's packets"},
+    )
+    tshark_packets: int = attrs.field(
+        default=200_000,
+        validator=[attrs.validators.instance_of(int), attrs.validators.ge(1)],
+        metadata={"help": "packets of a side that tshark reads; where there are more, flows are drawn"},
     )
 
 
@@ -78,7 +86,8 @@ class Compliance(Evaluator):
             for traffic in (synthetic, real.test):  # remembered: the real side is the same for ours and for baselines
                 by_rules.append(once(traffic, ("rules", context.rules), partial(check, traffic, context.rules)))
                 advance(note="rules")
-                by_tshark.append(once(traffic, ("tshark", program, timeout_s), partial(tshark, traffic, timeout_s)))
+                some = at_most(traffic, context, None, self.options.tshark_packets)
+                by_tshark.append(once(some, ("tshark", program, timeout_s), partial(tshark, some, timeout_s)))
                 advance(note="tshark")
         return [
             _score("flows", "Share of flows without an error by the run's rule sets", "maximize", *by_rules),
@@ -98,16 +107,23 @@ def check(traffic: Traffic, rules: Sequence[tuple[str, RuleSet]]) -> Verdict:
         return Verdict(
             reason="no rule set is active; pass --rules, such as --rules tcp,udp" if not rules else NO_PACKETS
         )
-    found = [v for _, rule_set in rules for v in rule_set.check(traffic) if v.rule not in rule_set.off]
-    errors = [v for v in found if v.severity == "error"]
+    bad_flows = bad_packets = odd_flows = 0
+    objections: Counter[str] = Counter()
+    for part in in_parts(traffic) if len(traffic) > _PACKETS_AT_ONCE else (traffic,):
+        found = [v for _, rule_set in rules for v in rule_set.check(part) if v.rule not in rule_set.off]
+        errors = [v for v in found if v.severity == "error"]
+        bad_flows += len({v.flow for v in errors} - {-1})
+        bad_packets += len({v.packet for v in errors} - {None})
+        odd_flows += len({v.flow for v in found} - {-1})
+        objections += Counter(f"{v.rule} ({v.severity})" for v in found)
     flows, packets = len(traffic.flows), max(len(traffic), 1)
     return Verdict(
         figures={
-            "flows": 1 - len({v.flow for v in errors} - {-1}) / flows,
-            "packets": 1 - len({v.packet for v in errors} - {None}) / packets,
-            "usual_flows": 1 - len({v.flow for v in found} - {-1}) / flows,
+            "flows": 1 - bad_flows / flows,
+            "packets": 1 - bad_packets / packets,
+            "usual_flows": 1 - odd_flows / flows,
         },
-        objections={"rules": Counter(f"{v.rule} ({v.severity})" for v in found)},
+        objections={"rules": objections},
     )
 
 

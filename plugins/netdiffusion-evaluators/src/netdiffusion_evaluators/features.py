@@ -59,6 +59,7 @@ ARTEFACT_TCP_OPTIONS = {
 FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")  # RFC 9293 section 3.1, least significant bit first
 
 _CHUNK_PACKETS = 16_384
+_COLUMNS = 256
 
 
 @attrs.frozen(eq=False)
@@ -151,10 +152,22 @@ def in_chunks(traffic: Traffic, encoder: Encoder) -> Iterator[Encoded]:
     Encode all flows, a few at a time, so that a large capture needs no more memory than a small one. Without a flow
     there is one chunk without rows.
     """
-    counts = np.bincount(traffic.flow_of[traffic.flow_of >= 0], minlength=len(traffic.flows))
-    chunk = np.cumsum(counts) // _CHUNK_PACKETS
-    for number in np.unique(chunk) if len(chunk) else (0,):
-        yield encoder.encode(traffic.select_flows(chunk == number))
+    for part in in_parts(traffic):
+        yield encoder.encode(part)
+
+
+def in_parts(traffic: Traffic) -> Iterator[Traffic]:
+    """
+    Yield all flows, a few at a time; the packets of a flow stay in their order. Without a flow there is one part.
+    """
+    order = np.argsort(traffic.flow_of, kind="stable")
+    starts = np.searchsorted(traffic.flow_of[order], np.arange(len(traffic.flows) + 1))
+    chunk = (starts[1:] - starts[0]) // _CHUNK_PACKETS
+    bounds = np.flatnonzero(np.diff(chunk, prepend=-1, append=-1)) if len(chunk) else np.zeros(2, int)
+    for first, last in pairwise(bounds.tolist()):
+        part = traffic.select_packets(order[starts[first] : starts[last]])
+        flows = traffic.flows.select(np.arange(first, last))
+        yield attrs.evolve(part, flow_of=part.flow_of - first, flows=flows)
 
 
 def fingerprints(traffic: Traffic, encoder: Encoder) -> NDArray[np.str_]:
@@ -236,10 +249,12 @@ def telling(values: Array) -> NDArray[np.int64]:
     Return the columns that vary, one of those that are equal. Of ten thousand bits some hundreds are left: where a
     header is absent, all its bits are. Forests that choose among all of them seldom meet the telling ones.
     """
-    columns = np.ascontiguousarray(values.T)
-    as_bytes = columns.view(np.dtype((np.void, columns.itemsize * columns.shape[1])))
-    distinct = np.sort(np.unique(as_bytes, return_index=True)[1])
-    return np.asarray(distinct[varies(values[:, distinct])])
+    first: dict[bytes, int] = {}  # of each column's digest: a sorted copy would take twice the memory of all values
+    for start in range(0, values.shape[1], _COLUMNS):
+        columns = np.ascontiguousarray(values[:, start : start + _COLUMNS].T)
+        for i in np.flatnonzero((columns != columns[:, :1]).any(axis=1)).tolist():
+            first.setdefault(hashlib.blake2b(columns[i].data, digest_size=16).digest(), start + i)
+    return np.array([*first.values()], np.int64)
 
 
 def first_packets(bits: Array, starts: Array, count: int) -> NDArray[np.int8]:

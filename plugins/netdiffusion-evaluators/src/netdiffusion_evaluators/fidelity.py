@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import rel_entr
@@ -70,10 +71,27 @@ DISTANCES = {
 }
 
 
+@attrs.frozen(kw_only=True)
+class FidelityOptions:
+    """
+    Options of the ``fidelity`` evaluator.
+    """
+
+    max_packets: int = attrs.field(
+        default=1_000_000,
+        validator=[attrs.validators.instance_of(int), attrs.validators.ge(1)],
+        metadata={
+            "help": "packets of a side that are looked at; of more, flows are drawn, as many packets of each class"
+        },
+    )
+
+
 class Fidelity(Evaluator):
     """
     Distances between distributions of bits, of pairs of fields and of transitions, mean over classes.
     """
+
+    Options = FidelityOptions
 
     def evaluate(self, real: RealTraffic, synthetic: Traffic, context: Context) -> Iterable[Score]:
         """
@@ -81,13 +99,15 @@ class Fidelity(Evaluator):
         in the real flows of the class), ``pairs`` and ``transitions``. Raises ConfigError without an encoder.
         """
         encoder = require_encoder(context, "fidelity")
-        sides = compare(real, as_captured(synthetic, real), context, "fidelity")
-        with context.progress("fidelity", 4) as advance:
-            for part in (sides.train, sides.test, sides.synthetic):
-                bit_counts(part, encoder)
-                advance(note="bits")
-            scores = [*_bit_scores(sides, encoder), _pair_score(sides, encoder), _transition_score(sides)]
+        seen = as_captured(synthetic, real)
+        sides = compare(real, seen, context, "fidelity", max_packets=self.options.max_packets)
+        with context.progress("fidelity", 3) as advance:
+            scores = list(_bit_scores(sides, encoder))
+            advance(note="bits")
+            scores.append(_pair_score(sides, encoder))
             advance(note="pairs")
+            scores.append(_transition_score(sides))
+            advance(note="transitions")
         return scores
 
 
@@ -96,13 +116,15 @@ def _bit_scores(sides: Sides, encoder: Encoder) -> Iterator[Score]:
     is_header = np.ones(layout.width, bool)  # direction and time have figures of their own
     if layout.has("trace"):
         is_header[layout.span("trace")] = False
-    train, test, fake = (bit_counts(part, encoder) for part in (sides.train, sides.test, sides.synthetic))
+    groups = sides.groups.values()
+    test = bit_counts(sides.test, encoder, [g.test for g in groups])
+    fake = bit_counts(sides.synthetic, encoder, [g.synthetic for g in groups])
+    apart = [g.matched for g in groups], [np.setdiff1d(g.train, g.matched) for g in groups]
+    matched, rest = np.split(bit_counts(sides.train, encoder, [*apart[0], *apart[1]]), 2)
     expected, found, floor, chosen = {}, {}, {}, {}
-    for label, g in sides.groups.items():
-        expected[label] = _normalise(test[g.test].sum(0))
-        found[label] = _normalise(fake[g.synthetic].sum(0))
-        floor[label] = _normalise(train[g.matched].sum(0))
-        real = test[g.test].sum(0) + train[g.train].sum(0)
+    for i, label in enumerate(sides.groups):
+        expected[label], found[label], floor[label] = (_normalise(counts[i]) for counts in (test, fake, matched))
+        real = test[i] + matched[i] + rest[i]
         chosen[label] = is_header & (real.max(-1) < real.sum(-1))
     for prefix in ("", "informative_"):
         for name, (distance, title) in DISTANCES.items():
@@ -115,6 +137,7 @@ def _bit_scores(sides: Sides, encoder: Encoder) -> Iterator[Score]:
                 {label: _mean(distance(expected[label], floor[label])[columns[label]]) for label in sides.groups},
                 per_field={} if prefix else _per_field(layout, list(by_column.values())),
                 missing_classes=sides.missing,
+                drawn=sides.drawn,
             )
 
 
@@ -168,6 +191,7 @@ def _pair_score(sides: Sides, encoder: Encoder) -> Score:
         worst_pairs=sorted(pairs, key=lambda row: -row["distance"])[:WORST],
         worst_fields=sorted(fields, key=lambda row: -row["distance"])[: 2 * WORST],
         missing_classes=sides.missing,
+        drawn=sides.drawn,
     )
 
 
@@ -185,22 +209,31 @@ def _transition_score(sides: Sides) -> Score:
         floors,
         size_buckets_bytes=list(SIZE_BUCKETS),
         missing_classes=sides.missing,
+        drawn=sides.drawn,
     )
 
 
-def bit_counts(traffic: Traffic, encoder: Encoder) -> NDArray[np.int32]:
+def bit_counts(traffic: Traffic, encoder: Encoder, groups: Sequence[Array]) -> NDArray[np.int64]:
     """
-    Count for each flow and column the packets with -1, 0 and 1: int32[flows, columns, 3].
+    Count for each group of flows and each column the packets with -1, 0 and 1: int64[groups, columns, 3].
     """
+    group_of = np.full(len(traffic.flows), -1)
+    for i, flows in enumerate(groups):
+        group_of[flows] = i
 
-    def count() -> NDArray[np.int32]:
-        parts = [np.empty((0, encoder.layout.width, 3), np.int32)]
+    def count() -> NDArray[np.int64]:
+        counts = np.zeros((len(groups), encoder.layout.width, 3), np.int64)
+        first = 0
         for e in in_chunks(traffic, encoder):
-            absent, ones = (per_flow(np.add, e.rows == v, e.starts, dtype=np.int32) for v in (MISSING, 1))
-            parts.append(np.stack([absent, e.lengths[:, None].astype(np.int32) - absent - ones, ones], axis=-1))
-        return np.concatenate(parts)
+            own = group_of[first : first + len(e)]
+            absent, ones = (per_flow(np.add, e.rows == v, e.starts, dtype=np.int64) for v in (MISSING, 1))
+            of_flows = np.stack([absent, e.lengths[:, None] - absent - ones, ones], axis=-1)
+            for i in np.unique(own[own >= 0]):
+                counts[i] += of_flows[own == i].sum(0)
+            first += len(e)
+        return counts
 
-    return once(traffic, ("bit counts", encoder), count)
+    return once(traffic, ("bit counts", encoder, len(groups), group_of.tobytes()), count)
 
 
 # --- pairs of fields ----------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ How often a figure that depends on chance (forests, draws) is measured: it is th
 standard deviation.
 """
 
+_AT_LEAST = 20  # flows of a class, however long they are
+
 
 @attrs.frozen(eq=False, kw_only=True)
 class Group:
@@ -52,6 +54,7 @@ class Sides:
     What an evaluator compares.
 
     groups   Group by label, sorted: the classes that all three sides have
+    drawn    of which sides only some flows are looked at: ``{"train": "1,000 of 9,000 flows"}``
     missing  for each side that lacks classes of another one: which
     """
 
@@ -60,6 +63,7 @@ class Sides:
     synthetic: Traffic
     groups: dict[str, Group]
     missing: dict[str, list[str]]
+    drawn: dict[str, str]
     _real: RealTraffic
     _key: Hashable
 
@@ -72,17 +76,24 @@ class Sides:
 
 
 def compare(
-    real: RealTraffic, synthetic: Traffic, context: Context, evaluator: str, max_flows: int | None = None
+    real: RealTraffic,
+    synthetic: Traffic,
+    context: Context,
+    evaluator: str,
+    max_flows: int | None = None,
+    max_packets: int | None = None,
 ) -> Sides:
     """
-    Put real and synthetic flows side by side, at most `max_flows` of each class and side.
+    Put real and synthetic flows side by side, drawn at random where there are many: at most `max_flows` of each class
+    and side, and of a side that has more than `max_packets` at most as many of each class.
     """
-    if max_flows is not None:
-        real_parts = [_at_most(max_flows, part, context) for part in (real.train, real.test)]
-        train, test, synthetic = *real_parts, _at_most(max_flows, synthetic, context)
-    else:
-        train, test = real.train, real.test
-    sides = {"train": train, "test": test, "synthetic": synthetic}
+    whole = {"train": real.train, "test": real.test, "synthetic": synthetic}
+    sides = {side: at_most(traffic, context, max_flows, max_packets) for side, traffic in whole.items()}
+    drawn = {
+        side: f"{len(sides[side].flows):,} of {len(traffic.flows):,} flows"
+        for side, traffic in whole.items()
+        if sides[side] is not traffic
+    }
     names = {side: set(traffic.flows.labels.tolist()) for side, traffic in sides.items()}
     every, common = set().union(*names.values()), set.intersection(*names.values())
     rng = context.rng(f"{evaluator}.match")
@@ -94,8 +105,15 @@ def compare(
         **sides,
         groups=groups,
         missing={side: sorted(every - present) for side, present in names.items() if every - present},
+        drawn=drawn,
         real=real,
-        key=(evaluator, context.seed, max_flows, *((label, len(g.synthetic)) for label, g in groups.items())),
+        key=(
+            evaluator,
+            context.seed,
+            max_flows,
+            max_packets,
+            *((label, len(g.synthetic)) for label, g in groups.items()),
+        ),
     )
 
 
@@ -124,20 +142,34 @@ def _behind_link(traffic: Traffic) -> NDArray[np.int64]:
     """
     Return the captured bytes of each packet behind its link layer, which differs between captures.
     """
-    return traffic.captured_lengths - dissect(traffic).link_lengths.astype(np.int64)
+    links = [dissect(traffic.select_packets(part)).link_lengths for part in traffic.chunks()]
+    return traffic.captured_lengths - np.concatenate([np.empty(0, np.int64), *links]).astype(np.int64)
 
 
-def _at_most(count: int, traffic: Traffic, context: Context) -> Traffic:
+def at_most(traffic: Traffic, context: Context, flows: int | None, packets: int | None = None) -> Traffic:
+    """
+    Return at most so many flows of each class, drawn at random; of traffic with more than so many packets as many of
+    each class. The same object where that is all.
+    """
     labels, numbers = np.unique(traffic.flows.labels, return_counts=True)
-    if not len(labels) or numbers.max() <= count:
+    few_flows = flows is None or not len(labels) or numbers.max() <= flows
+    few_packets = packets is None or len(traffic) <= packets
+    if few_flows and few_packets:
         return traffic
 
     def choose() -> Traffic:
         rng = context.rng("evaluators.at_most")
-        chosen = [draw(np.flatnonzero(traffic.flows.labels == label), count, rng) for label in labels]
+        chosen = [np.flatnonzero(traffic.flows.labels == label) for label in labels]
+        if not few_flows:
+            chosen = [draw(mine, flows or 0, rng) for mine in chosen]
+        if not few_packets:
+            lengths = np.bincount(traffic.flow_of[traffic.flow_of >= 0], minlength=len(traffic.flows))
+            share = (packets or 0) // max(len(labels), 1)
+            shuffled = [rng.permutation(mine) for mine in chosen]
+            chosen = [mine[: max(_AT_LEAST, int((np.cumsum(lengths[mine]) <= share).sum()))] for mine in shuffled]
         return traffic.select_flows(np.sort(np.concatenate(chosen)))
 
-    return once(traffic, ("at most", count, context.seed), choose)
+    return once(traffic, ("at most", flows, packets, context.seed), choose)
 
 
 def draw(flows: Array, count: int, rng: np.random.Generator) -> Array:

@@ -53,6 +53,11 @@ class InteropOptions:
         validator=attrs.validators.gt(0),
         metadata={"help": "seconds that a tool may take to read one side's packets"},
     )
+    max_packets: int = attrs.field(
+        default=200_000,
+        validator=[attrs.validators.instance_of(int), attrs.validators.ge(1)],
+        metadata={"help": "packets of a side that a tool reads; where there are more, flows are drawn"},
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -93,7 +98,8 @@ class Interop(Evaluator):
         training against test flows. A tool that is not installed is NaN with a reason. Flows whose endpoints another
         flow of the capture has are not asked for, nor are classes without TCP and UDP.
         """
-        sides, timeout_s = compare(real, synthetic, context, "interop"), self.options.tool_timeout_s
+        timeout_s = self.options.tool_timeout_s
+        sides = compare(real, synthetic, context, "interop", max_packets=self.options.max_packets)
         found: dict[str, dict[str, Findings]] = {}
         with context.progress("interop", len(TOOLS)) as advance:
             for tool in TOOLS:
@@ -356,6 +362,7 @@ def _flow_score(tool: str, sides: Sides, found: Mapping[str, Findings], missing:
         flows_asked_for=asked,
         not_asked=missing,
         missing_classes=sides.missing,
+        drawn=sides.drawn,
         **_reason(found["synthetic"]),
     )
 
@@ -409,6 +416,7 @@ def _application_score(sides: Sides, found: Mapping[str, Findings], missing: Map
         applications=table,
         not_asked=missing,
         missing_classes=sides.missing,
+        drawn=sides.drawn,
         **_reason(found["synthetic"]),
     )
 

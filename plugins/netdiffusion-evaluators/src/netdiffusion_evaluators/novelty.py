@@ -43,7 +43,7 @@ class NoveltyOptions:
     max_flows: int = attrs.field(
         default=500,
         validator=[attrs.validators.instance_of(int), attrs.validators.ge(2)],
-        metadata={"help": "flows of a class and side that nearest-neighbour distances look at, drawn at random"},
+        metadata={"help": "flows of a class and side that distances and distinctness look at, drawn at random"},
     )
 
 
@@ -85,9 +85,9 @@ class Novelty(Evaluator):
         floors: dict[str, dict[str, Any]] = {name: {} for name in values}
         raw: dict[str, dict[str, dict[str, float]]] = {"distance": {}, "diversity": {}}
         with context.progress("novelty", 3 + len(sides.groups)) as advance:
-            prints, first = {}, {}
+            prints = {}
             for side in ("train", "test", "synthetic"):
-                prints[side], first[side] = look(getattr(sides, side), encoder, self.options.first_packets)
+                prints[side] = kept_prints(getattr(sides, side), encoder)
                 advance()
             for label, g in sides.groups.items():
                 for side, flows, figures in (("synthetic", g.synthetic, values), ("test", g.test, floors)):
@@ -99,7 +99,10 @@ class Novelty(Evaluator):
                 values["distinct"][label] = len(np.unique(prints["synthetic"][fake])) / same
                 floors["distinct"][label] = len(np.unique(prints["test"][test])) / same
 
-                X_train, X_test, X_fake = first["train"][train], first["test"][test], first["synthetic"][fake]
+                X_train, X_test, X_fake = (
+                    beginnings(traffic, flows, encoder, self.options.first_packets)
+                    for traffic, flows in ((sides.train, train), (sides.test, test), (sides.synthetic, fake))
+                )
                 informative = varies(np.concatenate([X_train, X_test]))
                 X_train, X_test, X_fake = X_train[:, informative], X_test[:, informative], X_fake[:, informative]
                 for name, real_distance, held_out, fake_distance in (
@@ -182,19 +185,28 @@ def nearest_other(flows: Array) -> float:
     return float(neighbours.kneighbors()[0].mean())  # without an argument a flow is not its own neighbour
 
 
-def look(traffic: Traffic, encoder: Encoder, first: int) -> tuple[Array, Array]:
+def kept_prints(traffic: Traffic, encoder: Encoder) -> NDArray[np.str_]:
     """
-    Return each flow's SHA-256 over all its header bits less artefacts, and those of its first packets:
-    str[flows], int8[flows, first * columns].
+    Return each flow's SHA-256 over all its header bits less artefacts: str[flows].
     """
 
-    def compute() -> tuple[Array, Array]:
-        found: list[str] = []
-        early = []
-        for encoded in in_chunks(traffic, encoder):
+    def compute() -> NDArray[np.str_]:
+        parts = (digests(header_bits(encoded), encoded.starts) for encoded in in_chunks(traffic, encoder))
+        return np.array([digest for some in parts for digest in some], np.str_)
+
+    return once(traffic, ("novelty", encoder), compute)
+
+
+def beginnings(traffic: Traffic, flows: Array, encoder: Encoder, first: int) -> NDArray[np.int8]:
+    """
+    Return the header bits less artefacts of the first packets of these flows: int8[flows, first * columns].
+    """
+
+    def compute() -> NDArray[np.int8]:
+        parts = []
+        for encoded in in_chunks(traffic.select_flows(flows), encoder):
             bits = header_bits(encoded)
-            found += digests(bits, encoded.starts)
-            early.append(first_packets(bits, encoded.starts, first).reshape(len(encoded), first * bits.shape[1]))
-        return np.array(found), np.concatenate(early)
+            parts.append(first_packets(bits, encoded.starts, first).reshape(len(encoded), first * bits.shape[1]))
+        return np.concatenate(parts)
 
-    return once(traffic, ("novelty", encoder, first), compute)
+    return once(traffic, ("beginnings", encoder, first, flows.tobytes()), compute)

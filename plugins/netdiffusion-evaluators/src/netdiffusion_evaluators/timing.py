@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
@@ -40,10 +41,27 @@ _DECADES = math.log10(GREATEST_S / LEAST_S)
 _MAX_BYTES = 65_575.0  # an IPv6 packet that is no jumbogram (RFC 8200 section 3)
 
 
+@attrs.frozen(kw_only=True)
+class TimingOptions:
+    """
+    Options of the ``timing`` evaluator.
+    """
+
+    max_packets: int = attrs.field(
+        default=1_000_000,
+        validator=[attrs.validators.instance_of(int), attrs.validators.ge(1)],
+        metadata={
+            "help": "packets of a side that are looked at; of more, flows are drawn, as many packets of each class"
+        },
+    )
+
+
 class Timing(Evaluator):
     """
     Wasserstein distances of inter-arrival times, durations, sizes and bursts, mean over classes.
     """
+
+    Options = TimingOptions
 
     def evaluate(self, real: RealTraffic, synthetic: Traffic, context: Context) -> Iterable[Score]:
         """
@@ -51,7 +69,7 @@ class Timing(Evaluator):
         response times are not think times), ``duration``, ``packet_size``, ``burst`` and ``autocorrelation``. A class
         without flows long enough for a figure does not count in it.
         """
-        sides = compare(real, synthetic, context, "timing")
+        sides = compare(real, synthetic, context, "timing", max_packets=self.options.max_packets)
         train, test, fake = (packets(part) for part in (sides.train, sides.test, sides.synthetic))
         figures = (
             ("inter_arrival", "inter-arrival times, in powers of ten", _DECADES, inter_arrivals),
@@ -70,9 +88,8 @@ class Timing(Evaluator):
                     values[label] = distance(expected, samples(fake, group.synthetic))
                     floors[label] = distance(expected, samples(train, group.matched))
                 summary = f"Wasserstein distance of {what}, mean over classes"
-                scores.append(
-                    score(f"timing.{name}", summary, values, floors, upper=upper, missing_classes=sides.missing)
-                )
+                told = {"missing_classes": sides.missing, "drawn": sides.drawn}
+                scores.append(score(f"timing.{name}", summary, values, floors, upper=upper, **told))
                 advance(note=name)
         return scores
 

@@ -167,6 +167,7 @@ class Utility(Evaluator):
                     X_test=X_test,
                     y_test=y_test,
                 )
+                del X, X_fake  # hundreds of megabytes, which are in the lesson
                 key = (view, encoder, self.options, *labels)
                 step = partial(advance, note=view.title)
                 results[view] = learn(lesson, labels, self.options.trees, context, partial(sides.of_real, key), step)

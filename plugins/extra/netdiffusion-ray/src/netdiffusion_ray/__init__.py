@@ -1,0 +1,3 @@
+"""
+The executor ``ray``: a Ray cluster of any number of machines.
+"""

@@ -1,0 +1,3 @@
+"""
+The executor ``local``: processes on this machine.
+"""
