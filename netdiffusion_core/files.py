@@ -94,7 +94,7 @@ def _violations(traffic: Traffic, rules: pipeline.Rules) -> list[Violation]:
     found = []
     for first, packets, flows in parts:
         part = traffic.select_packets(packets)
-        part = attrs.evolve(part, flow_of=np.where(part.flow_of < 0, -1, part.flow_of - first), flows=flows)
+        part = attrs.evolve(part, flow_of=np.where(part.flow_of < 0, -1, part.flow_of - first), flows=flows).packed()
         for v in pipeline.check(part, rules):
             packet = None if v.packet is None else int(packets[v.packet])
             found.append(attrs.evolve(v, flow=v.flow + first if v.flow >= 0 else -1, packet=packet))

@@ -94,13 +94,13 @@ def test_generate_makes_more_from_the_model(runs):
     assert netdiff("check", "more", "--rules", "tcp,udp,icmp", cwd=runs).returncode == 0
 
 
-def test_plugins_come_from_five_distributions(runs):
+def test_plugins_come_from_six_distributions(runs):
     """
-    Encoders, backends, rules and evaluators are all there, from at least five distributions.
+    Encoders, backends, rules, evaluators and executors are all there, from at least six distributions.
     """
     listed = json.loads(netdiff("plugins", "list", "--json", cwd=runs).stdout)["components"]
-    assert {c["kind"] for c in listed} == {"encoder", "backend", "rules", "evaluator"}
-    assert len({c["distribution"] for c in listed}) >= 5
+    assert {c["kind"] for c in listed} == {"encoder", "backend", "rules", "evaluator", "executor"}
+    assert len({c["distribution"] for c in listed}) >= 6
 
 
 PICKY = """

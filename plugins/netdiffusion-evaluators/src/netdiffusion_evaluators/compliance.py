@@ -109,7 +109,9 @@ def check(traffic: Traffic, rules: Sequence[tuple[str, RuleSet]]) -> Verdict:
         )
     bad_flows = bad_packets = odd_flows = 0
     objections: Counter[str] = Counter()
-    for part in in_parts(traffic) if len(traffic) > _PACKETS_AT_ONCE else (traffic,):
+    # Packed, because checksums are sums over all bytes that a part has.
+    parts = (part.packed() for part in in_parts(traffic)) if len(traffic) > _PACKETS_AT_ONCE else (traffic,)
+    for part in parts:
         found = [v for _, rule_set in rules for v in rule_set.check(part) if v.rule not in rule_set.off]
         errors = [v for v in found if v.severity == "error"]
         bad_flows += len({v.flow for v in errors} - {-1})
