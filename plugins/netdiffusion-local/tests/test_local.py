@@ -92,7 +92,8 @@ def test_warnings_of_workers_are_heard(caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_its_parent(tmp_path: Path, ending: signal.Signals) -> None:
     code = (
-        "from functools import partial; from pathlib import Path\n"
+        "import signal; from functools import partial; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "from netdiffusion_local.executor import LocalOptions, LocalProcesses\n"
         "from test_local import start_a_program\n"
         "with LocalProcesses(LocalOptions(processes=2)) as executor:\n"
@@ -107,7 +108,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, ending: signal.Signals) -
     pids = [int(pid) for report in reports for pid in report.read_text().split()]
     assert all(map(alive, pids))
     parent.send_signal(ending)
-    parent.wait()
+    parent.wait(60)
     for _ in range(200):
         if not any(map(alive, pids)):
             break
