@@ -95,7 +95,7 @@ class Detectability(Evaluator):
                         size = min(len(group.train), len(group.test), len(group.synthetic))
                         rng = context.rng(f"detectability.{label}")
                         test, train, fake = (
-                            (seen[side].values[flows], *(key[flows] for key in indivisible[side]))
+                            (seen[side].of(flows), *(key[flows] for key in indivisible[side]))
                             for side in _SIDES
                             for flows in [draw(getattr(group, side), size, rng)]
                         )

@@ -67,12 +67,25 @@ class Features:
     """
     names   one a column
     fields  what each column tells of: a header field as in `Layout`, or the statistic itself
-    values  float32[flows, columns]
+    parts   number[flows, some columns] each, one beside the other: bits are kept as they are, a byte each
     """
 
     names: tuple[str, ...]
     fields: tuple[str, ...]
-    values: Array
+    parts: tuple[Array, ...]
+
+    def of(self, flows: Array) -> NDArray[np.float32]:
+        """
+        Return the features of these flows: float32[flows, columns].
+        """
+        return np.concatenate([part[flows] for part in self.parts], axis=1, dtype=np.float32)
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """
+        float32[flows, columns]: those of all flows.
+        """
+        return self.of(np.arange(len(self.parts[0])))
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -283,13 +296,15 @@ def _bit_features(traffic: Traffic, encoder: Encoder, first: int) -> Features:
     kept = kept_columns(encoder.layout)
     columns = np.array(encoder.layout.columns)[kept]
     fields = np.repeat([name for name, _ in encoder.layout.fields], [bits for _, bits in encoder.layout.fields])[kept]
-    values = [np.empty((0, len(columns) * (first + 2)), np.float32)]
+    bits_of = [np.empty((0, len(columns) * first), np.int8)]
+    shares_of = [np.empty((0, len(columns) * 2), np.float32)]
     for encoded in in_chunks(traffic, encoder):
         bits, starts = header_bits(encoded), encoded.starts
         lengths = np.maximum(np.diff(starts), 1)[:, None]
         ones, absent = (per_flow(np.add, bits == v, starts, dtype=np.int32) / lengths for v in (1, MISSING))
         early = first_packets(bits, starts, first).reshape(len(encoded), first * bits.shape[1])
-        values.append(np.concatenate([early, ones, absent], axis=1, dtype=np.float32))
+        bits_of.append(early)
+        shares_of.append(np.concatenate([ones, absent], axis=1, dtype=np.float32))
     names = [f"{column} of packet {p}" for p in range(1, first + 1) for column in columns]
     names += [f"share of packets with {column} 1" for column in columns]
     names += [f"share of packets without {column}" for column in columns]
@@ -298,7 +313,7 @@ def _bit_features(traffic: Traffic, encoder: Encoder, first: int) -> Features:
     return Features(
         tuple(names),
         (*np.tile(fields, first + 2).tolist(), *["responder port"] * 16),
-        np.concatenate([np.concatenate(values), ports], axis=1, dtype=np.float32),
+        (np.concatenate(bits_of), np.concatenate(shares_of), ports),
     )
 
 
@@ -339,7 +354,7 @@ def _flow_statistics(traffic: Traffic, first: int) -> Features:
     columns |= {f"signed size of packet {i + 1} (bytes)": signed[:, i] for i in range(first)}
     columns |= {f"inter-arrival time of packet {i + 1} (s)": gaps[:, i] for i in range(1, first)}
     names = tuple(columns)
-    return Features(names, names, np.stack(list(columns.values()), axis=1).astype(np.float32))
+    return Features(names, names, (np.stack(list(columns.values()), axis=1).astype(np.float32),))
 
 
 def _moments(name: str, values: Array, mask: Array, p: Packets) -> dict[str, Array]:

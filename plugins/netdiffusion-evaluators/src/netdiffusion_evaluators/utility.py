@@ -158,7 +158,7 @@ class Utility(Evaluator):
         with context.progress("utility", len(VIEWS) * _STEPS) as advance:
             for view in VIEWS:
                 X, X_fake, X_test = (
-                    view.see(part, encoder, self.options.first_packets).values[flows] for part, flows in parts
+                    view.see(part, encoder, self.options.first_packets).of(flows) for part, flows in parts
                 )
                 lesson = Lesson(
                     X=np.concatenate([X, X_fake]),
