@@ -78,7 +78,7 @@ class FidelityOptions:
     """
 
     max_packets: int = attrs.field(
-        default=1_000_000,
+        default=300_000,
         validator=[attrs.validators.instance_of(int), attrs.validators.ge(1)],
         metadata={
             "help": "packets of a side that are looked at; of more, flows are drawn, as many packets of each class"
