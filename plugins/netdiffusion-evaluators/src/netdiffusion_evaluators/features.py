@@ -5,7 +5,7 @@ What evaluators see of a flow: header bits less artefacts, or flow statistics.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -74,11 +74,17 @@ class Features:
     fields: tuple[str, ...]
     parts: tuple[Array, ...]
 
-    def of(self, flows: Array) -> NDArray[np.float32]:
+    def of(self, flows: Array, columns: Array | None = None) -> NDArray[np.float32]:
         """
-        Return the features of these flows: float32[flows, columns].
+        Return the features of these flows, all or these columns of them in rising order: float32[flows, columns].
         """
-        return np.concatenate([part[flows] for part in self.parts], axis=1, dtype=np.float32)
+        if columns is None:
+            return np.concatenate([part[flows] for part in self.parts], axis=1, dtype=np.float32)
+        ends = np.cumsum([part.shape[1] for part in self.parts])
+        chosen = np.split(columns, np.searchsorted(columns, ends[:-1]))
+        offsets = np.append(0, ends[:-1])
+        pieces = [p[np.ix_(flows, own - o)] for p, own, o in zip(self.parts, chosen, offsets, strict=True)]
+        return np.concatenate(pieces, axis=1, dtype=np.float32)
 
     @property
     def values(self) -> NDArray[np.float32]:
@@ -86,6 +92,14 @@ class Features:
         float32[flows, columns]: those of all flows.
         """
         return self.of(np.arange(len(self.parts[0])))
+
+
+def stacked(chosen: Sequence[tuple[Features, Array]]) -> Features:
+    """
+    Return these flows of each, one side below the other.
+    """
+    sides = zip(*([part[flows] for part in features.parts] for features, flows in chosen), strict=True)
+    return attrs.evolve(chosen[0][0], parts=tuple(np.concatenate(parts) for parts in sides))
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -257,16 +271,20 @@ def varies(values: Array) -> Array:
     return np.asarray((values != values[:1]).any(axis=0))
 
 
-def telling(values: Array) -> NDArray[np.int64]:
+def telling(*parts: Array) -> NDArray[np.int64]:
     """
-    Return the columns that vary, one of those that are equal. Of ten thousand bits some hundreds are left: where a
-    header is absent, all its bits are. Forests that choose among all of them seldom meet the telling ones.
+    Return the columns that vary, one of those that are equal, of values that stand side by side. Of ten thousand bits
+    some hundreds are left: where a header is absent, all its bits are. Forests that choose among all of them seldom
+    meet the telling ones.
     """
     first: dict[bytes, int] = {}  # of each column's digest: a sorted copy would take twice the memory of all values
-    for start in range(0, values.shape[1], _COLUMNS):
-        columns = np.ascontiguousarray(values[:, start : start + _COLUMNS].T)
-        for i in np.flatnonzero((columns != columns[:, :1]).any(axis=1)).tolist():
-            first.setdefault(hashlib.blake2b(columns[i].data, digest_size=16).digest(), start + i)
+    offset = 0
+    for part in parts:
+        for start in range(0, part.shape[1], _COLUMNS):
+            columns = np.ascontiguousarray(part[:, start : start + _COLUMNS].T, np.float32)
+            for i in np.flatnonzero((columns != columns[:, :1]).any(axis=1)).tolist():
+                first.setdefault(hashlib.blake2b(columns[i].data, digest_size=16).digest(), offset + start + i)
+        offset += part.shape[1]
     return np.array([*first.values()], np.int64)
 
 

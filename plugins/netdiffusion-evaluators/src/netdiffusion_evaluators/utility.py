@@ -27,7 +27,16 @@ from netdiffusion_core.context import Context, stream_seed
 from netdiffusion_core.interfaces import Encoder, Evaluator, RealTraffic
 from netdiffusion_core.model import Score, Traffic, counts_by_label
 
-from .features import VIEWS, ClassifierOptions, View, fingerprints, require_encoder, telling
+from .features import (
+    VIEWS,
+    ClassifierOptions,
+    Features,
+    View,
+    fingerprints,
+    require_encoder,
+    stacked,
+    telling,
+)
 from .groups import REPEATS, Sides, as_captured, compare, draw, spread
 
 Array = NDArray[Any]
@@ -73,15 +82,15 @@ class Lesson:
     """
     One view of the flows that may be learned, and of those that are asked about.
 
-    X, y            float32[flows, columns], str[flows]  real training flows, and synthetic ones behind them
+    X, y            features and str[flows]  real training flows, and synthetic ones behind them
     synthetic       bool[flows]
     X_test, y_test  real test flows
     """
 
-    X: Array
+    X: Features
     y: Array
     synthetic: Array
-    X_test: Array
+    X_test: Features
     y_test: Array
 
     def of(self, label: str, synthetic: bool) -> Array:
@@ -94,11 +103,11 @@ class Lesson:
         """
         Return what a model that learned these rows says of the test flows: str[flows].
         """
-        X, y = self.X[learned], self.y[learned]
-        columns = telling(X)
+        y, asked = self.y[learned], np.arange(len(self.y_test))
+        columns = telling(*(part[learned] for part in self.X.parts))
         if not len(columns) or len(np.unique(y)) < 2:  # nothing to learn: the most frequent class, whatever is asked
-            return np.full(len(self.X_test), statistics.mode(y.tolist()))
-        return np.asarray(model.fit(X[:, columns], y).predict(self.X_test[:, columns]))
+            return np.full(len(asked), statistics.mode(y.tolist()))
+        return np.asarray(model.fit(self.X.of(learned, columns), y).predict(self.X_test.of(asked, columns)))
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -157,17 +166,16 @@ class Utility(Evaluator):
         results = {}
         with context.progress("utility", len(VIEWS) * _STEPS) as advance:
             for view in VIEWS:
-                X, X_fake, X_test = (
-                    view.see(part, encoder, self.options.first_packets).of(flows) for part, flows in parts
+                learned, generated, asked = (
+                    (view.see(part, encoder, self.options.first_packets), flows) for part, flows in parts
                 )
                 lesson = Lesson(
-                    X=np.concatenate([X, X_fake]),
+                    X=stacked([learned, generated]),
                     y=np.concatenate([y, y_fake]),
                     synthetic=np.repeat([False, True], [len(y), len(y_fake)]),
-                    X_test=X_test,
+                    X_test=stacked([asked]),
                     y_test=y_test,
                 )
-                del X, X_fake  # hundreds of megabytes, which are in the lesson
                 key = (view, encoder, self.options, *labels)
                 step = partial(advance, note=view.title)
                 results[view] = learn(lesson, labels, self.options.trees, context, partial(sides.of_real, key), step)
