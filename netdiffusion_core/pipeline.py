@@ -141,6 +141,7 @@ def run(
                 gates.require_figures(config.gate, [*figures(real, parts.evaluators, context), repairs.FIGURE])
             real_files = shop.keep("train", real.train), shop.keep("test", real.test)
             del traffic, real  # from here on they are read from these files, a slice at a time
+            slices.give_back()
         with course.stage("encode", config.encoder) as row:
             if (folder / "encoded").exists():  # half-written before an interruption
                 shutil.rmtree(folder / "encoded")
@@ -264,11 +265,13 @@ def judge(
             gates.require_figures(config.gate, figures(real, evaluators, context))
         real_files = shop.keep("train", real.train), shop.keep("test", real.test)
         del traffic, real  # from here on they are read from these files, a slice at a time
+        slices.give_back()
         made = same_classes(labels, load(other, plugins, progress))
         inputs["synthetic"] = input_files(made, synthetic)
         counts = counts_by_label(made.flows.labels)
         folders = {"synthetic": shop.keep("synthetic", made)}
         del made
+        slices.give_back()
         if baselines:
             wanted = tuple(label for label, n in counts.items() for _ in range(n))
             seed = stream_seed(config.seed, "generate")
