@@ -141,6 +141,7 @@ def run(
                 gates.require_figures(config.gate, [*figures(real, parts.evaluators, context), repairs.FIGURE])
             real_files = shop.keep("train", real.train), shop.keep("test", real.test)
             del traffic, real  # from here on they are read from these files, a slice at a time
+            slices.give_back()
         with course.stage("encode", config.encoder) as row:
             if (folder / "encoded").exists():  # half-written before an interruption
                 shutil.rmtree(folder / "encoded")
@@ -253,24 +254,28 @@ def judge(
     baselines = [(name, plugins.create("backend", name)) for name in dict.fromkeys(config.compare or ())]
     context = Context(seed=config.seed, progress=progress, encoder=encoder, rules=rules)
 
-    traffic = load(config, plugins, progress)
-    real = split(traffic, context)
     other = attrs.evolve(config, data=synthetic, labels=None, classes=())
-    made = same_classes(traffic, load(other, plugins, progress))
-    if config.gate:
-        gates.require_figures(config.gate, figures(real, evaluators, context))
-    inputs = input_files(traffic, require_data(config)) | {"synthetic": input_files(made, synthetic)}
-    classes, counts = class_table(real), counts_by_label(made.flows.labels)
-
     with _working(folder) as place, prepare_executor(config, plugins) as executor:
         shop = slices.Workshop(plugins=plugins, context=context, executor=executor, folder=place)
+        traffic = load(config, plugins, progress)
+        inputs = input_files(traffic, require_data(config))
+        real = split(traffic, context)
+        classes, labels = class_table(real), traffic.flows.labels
+        if config.gate:
+            gates.require_figures(config.gate, figures(real, evaluators, context))
         real_files = shop.keep("train", real.train), shop.keep("test", real.test)
+        del traffic, real  # from here on they are read from these files, a slice at a time
+        slices.give_back()
+        made = same_classes(labels, load(other, plugins, progress))
+        inputs["synthetic"] = input_files(made, synthetic)
+        counts = counts_by_label(made.flows.labels)
         folders = {"synthetic": shop.keep("synthetic", made)}
-        del traffic, real, made  # from here on they are read from these files, a slice at a time
+        del made
+        slices.give_back()
         if baselines:
-            labels = tuple(label for label, n in counts.items() for _ in range(n))
+            wanted = tuple(label for label, n in counts.items() for _ in range(n))
             seed = stream_seed(config.seed, "generate")
-            request = SampleRequest(labels=labels, max_packets=config.max_packets, seed=seed)
+            request = SampleRequest(labels=wanted, max_packets=config.max_packets, seed=seed)
             shop.encode(real_files[0], place / "bits", {})
             for name, baseline in baselines:
                 fit(baseline, storage.load(place / "bits"), context)
@@ -447,7 +452,8 @@ def load(config: RunConfig, plugins: Plugins, progress: Progress = silent) -> Tr
     )
     order, starts = traffic.by_flow()
     rank = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
-    return traffic.select_packets(np.sort(order[rank < config.max_packets]))
+    early = rank < config.max_packets
+    return traffic if early.all() else traffic.select_packets(np.sort(order[early]))
 
 
 def split(traffic: Traffic, context: Context) -> RealTraffic:
@@ -662,13 +668,15 @@ def figures(real: RealTraffic, evaluators: Sequence[tuple[str, Evaluator]], cont
     return [s.name for s in evaluate(RealTraffic(train=few[0], test=few[1]), few[1], evaluators, quiet)]
 
 
-def same_classes(real: Traffic, synthetic: Traffic) -> Traffic:
+def same_classes(real: NDArray[np.str_], synthetic: Traffic) -> Traffic:
     """
     Return the synthetic flows of classes that are among the real ones, and warn of what only one of the two has.
 
+    real  the labels of real flows
+
     Raises DataError when they have none in common.
     """
-    ours, theirs = (np.unique(t.flows.labels).tolist() for t in (real, synthetic))
+    ours, theirs = (np.unique(labels).tolist() for labels in (real, synthetic.flows.labels))
     common = sorted(set(ours) & set(theirs))
     if not common:
         hint = next((h for label in theirs if (h := did_you_mean(label, ours))), "")
