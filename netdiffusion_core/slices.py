@@ -12,6 +12,7 @@ import ctypes
 import json
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -180,7 +181,7 @@ class Workshop:
         """
         Return every violation of the rules, in the order of flows.
         """
-        found = self._each("check", _Check(self.plugins, self._context(), traffic))
+        found = self._each("check", _Check(self.plugins, traffic, self._context()))
         return tuple(violation for some in found for violation in some)
 
     def write(self, traffic: Path, target: Path) -> None:
@@ -244,15 +245,15 @@ class Workshop:
 
 
 @attrs.define(slots=False, eq=False)
-class _Work(Generic[Result]):
+class _Work(ABC, Generic[Result]):
     plugins: Plugins  # first, see `Workshop`
 
-    def __call__(self, piece: tuple[int, Slice]) -> Result:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, piece: tuple[int, Slice]) -> Result: ...
 
     @property
-    def slices(self) -> list[Slice]:
-        raise NotImplementedError
+    @abstractmethod
+    def slices(self) -> list[Slice]: ...
 
     def __getstate__(self) -> dict[str, Any]:
         # What was mapped or built here stays here.
@@ -358,8 +359,7 @@ class _Finish(_Making[tuple[Path, repairs.Tally]]):
 
 
 @attrs.define(slots=False, eq=False)
-class _Check(_Work[list[Violation]]):
-    context: Context
+class _Reading(_Work[Result]):
     traffic: Path
 
     @cached_property
@@ -369,6 +369,11 @@ class _Check(_Work[list[Violation]]):
     @property
     def slices(self) -> list[Slice]:
         return cut(self.files.starts)
+
+
+@attrs.define(slots=False, eq=False)
+class _Check(_Reading[list[Violation]]):
+    context: Context
 
     def __call__(self, piece: tuple[int, Slice]) -> list[Violation]:
         _, (first, last) = piece
@@ -380,21 +385,12 @@ class _Check(_Work[list[Violation]]):
 
 
 @attrs.define(slots=False, eq=False)
-class _Write(_Work[None]):
-    traffic: Path
+class _Write(_Reading[None]):
     target: Path
-
-    @cached_property
-    def files(self) -> FlowFiles:
-        return FlowFiles(self.traffic)
 
     @cached_property
     def names(self) -> list[str]:
         return pipeline.capture_names(self.files.traffic.flows.labels.tolist())
-
-    @property
-    def slices(self) -> list[Slice]:
-        return cut(self.files.starts)
 
     def __call__(self, piece: tuple[int, Slice]) -> None:
         _, (first, last) = piece
