@@ -312,6 +312,43 @@ def test_captures_are_not_learned_by_heart(make_traffic, context):
     assert score.floor < 0.6
 
 
+def in_captures(make_traffic, seed: int, heaps: tuple[int, ...]) -> Traffic:
+    """
+    Captures of five flows, in heaps of so many; all captures of a heap begin with the same flow.
+    """
+    parts, sources = [], []
+    for i, captures in enumerate(heaps):
+        shared, own = make_traffic(seed + i, 1, ("web",)), make_traffic(seed + 50 + i, 4 * captures, ("web",))
+        for j in range(captures):
+            parts += [shared, own.select_flows(np.arange(4 * j, 4 * j + 4))]
+            sources += [f"{seed}/{i}-{j}.pcap"] * 5
+    traffic = concatenate(parts)
+    return attrs.evolve(traffic, flows=attrs.evolve(traffic.flows, sources=sources))
+
+
+@pytest.mark.parametrize(
+    ("heaps", "measured"), [((6, 6), True), ((4, 4, 4), True), ((9, 1, 1, 1), False), ((12,), False)]
+)
+def test_captures_that_share_a_copy_make_fewer_folds(make_traffic, context, heaps, measured):
+    """
+    What is judged needs half of each side to learn from that shares no copy with it: without, any AUC would look good.
+    """
+    real = RealTraffic(train=in_captures(make_traffic, 100, heaps), test=in_captures(make_traffic, 200, heaps))
+    fresh = in_captures(make_traffic, 300, heaps).packed()
+    data = fresh.data.copy()
+    data[fresh.starts + 8] = 99  # a TTL that no real packet has
+    good, bad = (
+        judge(real, made, context, [Detectability(DetectabilityOptions(trees=5))])["detectability.auc"]
+        for made in (fresh, attrs.evolve(fresh, data=data))
+    )
+    if measured:
+        assert good.value < 0.7
+        assert bad.value > 0.9
+    else:
+        assert math.isnan(bad.value)
+        assert "copies of flows hold more than half of web together" in bad.detail["reason"]
+
+
 # --- what is missing ----------------------------------------------------------------------------------------------
 
 

@@ -71,8 +71,9 @@ class Detectability(Evaluator):
         Return ``auc`` on header bits less artefacts and ``statistics_auc``, each the mean over classes of the
         out-of-fold AUC of real test against synthetic flows, never below 0.5. The floor is real training against real
         test flows. All of a class's sides have equally many flows. Flows that are copies of each other are always in
-        one fold, and so are flows of one capture where a side has captures enough: nobody learns them by heart. Raises
-        ConfigError without an encoder.
+        one fold, and so are flows of one capture where a side has captures enough: nobody learns them by heart. Where
+        that leaves a class fewer groups than folds, there are fewer folds, or no figure if one group is more than half
+        of a side. Raises ConfigError without an encoder.
         """
         encoder, options = require_encoder(context, "detectability"), self.options
         sides = compare(real, as_captured(synthetic, real), context, "detectability", options.max_flows)
@@ -104,6 +105,7 @@ class Detectability(Evaluator):
                             (view, label, encoder, options), partial(c2st, test, train, options, context)
                         )
                     advance(note=label)
+                held = [c for c in values if c not in too_few and np.isnan([values[c], floors[c]]).any()]
                 scores.append(
                     score(
                         f"detectability.{view.prefix}auc",
@@ -117,6 +119,7 @@ class Detectability(Evaluator):
                         artefacts_left_out={} if view.prefix else _ARTEFACTS,
                         classes_with_too_few_flows=too_few,
                         missing_classes=sides.missing,
+                        **({"reason": _held_together(held)} if held else {}),
                     )
                 )
         return scores
@@ -127,23 +130,27 @@ def c2st(
 ) -> tuple[list[float], Array]:
     """
     Return the out-of-fold AUC of each repetition, at least 0.5, and each feature's mean importance (they sum to 1). A
-    side is its features and the keys of `_indivisible`.
+    side is its features and the keys of `_indivisible`. The AUC is NaN where these leave fewer groups than folds, and
+    one of them is more than half of a side: too little would be left to learn from, and telling would look hard.
     """
     X, *keys = (np.concatenate(pair) for pair in zip(real, fake, strict=True))
     y = np.repeat([0, 1], [len(real[0]), len(fake[0])])
+    groups = tied(*keys)
+    sizes = [np.unique(groups[y == side], return_counts=True)[1] for side in (0, 1)]
+    folds = min(options.folds, *map(len, sizes))
+    if folds < options.folds and any(2 * size.max() > size.sum() for size in sizes):
+        return [math.nan] * REPEATS, np.zeros(X.shape[1])
     columns = telling(X)
     aucs, importances = [], np.zeros(X.shape[1])
     for repetition in range(REPEATS):
         seed = stream_seed(context.seed, f"detectability.forest {repetition}") % 2**32
         probability = np.full(len(y), 0.5)
-        for learn, judge in StratifiedGroupKFold(options.folds, shuffle=True, random_state=seed).split(
-            X, y, tied(*keys)
-        ):
+        for learn, judge in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(X, y, groups):
             if len(columns) and len(judge) and len(np.unique(y[learn])) == 2:
                 forest = RandomForestClassifier(options.trees, random_state=seed, n_jobs=1)
                 forest.fit(X[learn][:, columns], y[learn])
                 probability[judge] = forest.predict_proba(X[judge][:, columns])[:, 1]
-                importances[columns] += forest.feature_importances_ / (options.folds * REPEATS)
+                importances[columns] += forest.feature_importances_ / (folds * REPEATS)
         aucs.append(max(float(roc_auc_score(y, probability)), 0.5))
     return aucs, importances
 
@@ -156,6 +163,13 @@ def _indivisible(traffic: Traffic, encoder: Encoder, captures: int) -> tuple[Arr
     prints, labels, sources = fingerprints(traffic, encoder), traffic.flows.labels, traffic.flows.sources
     plenty = [label for label in np.unique(labels) if len(np.unique(sources[labels == label])) >= captures]
     return prints, np.where(np.isin(labels, plenty), sources, prints)
+
+
+def _held_together(classes: Sequence[str]) -> str:
+    return (
+        f"copies of flows hold more than half of {', '.join(classes)} together: what is learned must share none with "
+        "what is judged"
+    )
 
 
 def _largest(names: Sequence[str], importances: Array) -> dict[str, float]:
