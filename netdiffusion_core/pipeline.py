@@ -47,7 +47,8 @@ DEFAULT_FLOWS = 100
 REHEARSAL_FLOWS = 6
 REPORT_PACKETS = 1 << 16
 """Of more packets a side, report.html shows some flows."""
-LEAST_BYTES_A_FLOW = 1 << 10
+LEAST_BYTES_A_FLOW = 1 << 8
+"""What memory keeps of each flow whose slice is done: its label, number, place and the name of its file. Measured."""
 MODEL_INDEX, MODEL_WEIGHTS = "model.json", "weights"
 
 logger = logging.getLogger("netdiffusion")
@@ -423,14 +424,14 @@ def sample_request(learned: Mapping[str, int], flows: int | None, max_packets: i
 
     learned  training flows by class
 
-    Raises ConfigError for more flows than this machine's memory can hold if each had a single packet.
+    Raises ConfigError for more flows than this machine's memory can keep a list of.
     """
     total = sum(flows or min(n, DEFAULT_FLOWS) for n in learned.values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if total * LEAST_BYTES_A_FLOW > memory:
         raise ConfigError(
-            f"{total} flows are more than fit into the memory of this machine ({memory >> 30} GiB): ask for fewer, "
-            "several times, with another --seed each"
+            f"{total} flows are more than the memory of this machine can keep a list of ({memory >> 30} GiB, "
+            f"{LEAST_BYTES_A_FLOW} bytes a flow): ask for fewer, several times, with another --seed each"
         )
     labels = tuple(label for label, n in learned.items() for _ in range(flows or min(n, DEFAULT_FLOWS)))
     return SampleRequest(labels=labels, max_packets=max_packets, seed=stream_seed(seed, "generate"))
