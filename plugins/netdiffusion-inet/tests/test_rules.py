@@ -241,6 +241,8 @@ def planted(rule: str) -> Traffic:
         return traffic_of(conversation(), gap_ns=8 * 3600 * 10**9)
     if rule == "interpacket.endpoints":
         return same_endpoints()
+    if rule == "interpacket.silence":
+        return spread(exchange("udp"), 121)
     four, six = LINK / IP(src=CLIENT, dst=SERVER), LINK / IPv6(src="fd00::1", dst="2001:db8::1", hlim=64)
     udp, ping = UDP(sport=5000, dport=53) / Raw(b"data"), ICMPv6EchoRequest(id=1, seq=1)
     counting = [segment(True, b"x", flags="A", seq=i, ack=9) for i in range(6)]
@@ -470,6 +472,43 @@ def test_time_stamps_rise_and_gaps_stay(rules: SimpleNamespace) -> None:
     times[5] = times[4]
     repaired = rules.repair(attrs.evolve(traffic, timestamps=times)).timestamps
     assert np.array_equal(repaired, times)
+
+
+def exchange(protocol: str) -> Traffic:
+    """
+    Build a question and an answer.
+    """
+    forth, back = LINK / IP(src=CLIENT, dst=SERVER), LINK / IP(src=SERVER, dst=CLIENT)
+    if protocol == "icmp":
+        return traffic_of([echo(1, True), echo(1, False)])
+    if protocol == "udp":
+        return traffic_of([forth / UDP(sport=5000, dport=53) / b"?", back / UDP(sport=53, dport=5000) / b"!"])
+    return traffic_of([segment(True, b"?", flags="PA", seq=5, ack=9), segment(False, b"!", flags="PA", seq=9, ack=6)])
+
+
+def spread(traffic: Traffic, gap_s: int) -> Traffic:
+    """
+    Put so much time between the packets.
+    """
+    return attrs.evolve(traffic, timestamps=traffic.timestamps[0] + gap_s * 10**9 * np.arange(len(traffic)))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "gap_s", "left_s"),
+    [
+        ("udp", 120, 120),
+        ("udp", 121, 120),
+        ("icmp", 60, 60),
+        ("icmp", 61, 60),
+        ("tcp", 7200, 7200),
+        ("tcp", 7201, 7200),
+    ],
+)
+def test_no_silence_makes_two_flows_of_one(rules: SimpleNamespace, protocol: str, gap_s: int, left_s: int) -> None:
+    repaired = rules.repair(spread(exchange(protocol), gap_s))
+    assert np.diff(repaired.timestamps).tolist() == [left_s * 10**9]
+    assert len(assemble(repaired).flows) == 1
+    assert ids(rules, repaired) == set()
 
 
 def test_an_answer_to_nothing_becomes_a_question(rules: SimpleNamespace) -> None:

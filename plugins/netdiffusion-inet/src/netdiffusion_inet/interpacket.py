@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdiffusion_core.interfaces import Record, forget
-from netdiffusion_core.model import TCP, UDP, Traffic
+from netdiffusion_core.model import ICMP, ICMPV6, TCP, UDP, Traffic
 
 from .headers import Draft, own_bytes
 from .rules import rules_of
@@ -29,6 +29,10 @@ HANDSHAKE = 3
 
 _SYN = 0x02
 _LONGEST_GAP_NS = 7_200_000_000_000  # two hours, the default of TCP keep-alives: RFC 9293 section 3.8.4
+_LONGEST_SILENCE_NS, _LONGEST_ICMP_SILENCE_NS = (
+    120_000_000_000,
+    60_000_000_000,
+)  # RFC 4787 section 4.3, RFC 5508 section 3.2
 _LARGEST_STEP = 2_048  # of a counting IPv4 identification: the host sends other packets in between
 _EPHEMERAL = (49_152, 65_536)  # RFC 6335 section 6
 _TTL_STEPS = 3  # within one direction: a middle box answers for a host, a route changes
@@ -56,7 +60,7 @@ class InterpacketRules(InetRules):
 
     def mend(self, draft: Draft, rng: np.random.Generator) -> None:
         """
-        Mend directions, gaps of more than two hours, ports (two for each flow, by vote of its packets; a missing one is
+        Mend directions, gaps that are too long, ports (two for each flow, by vote of its packets; a missing one is
         drawn from `rng`) and TTL (by vote in each direction). A counting IPv4 identification goes on counting.
         """
         flows = _flows(draft)
@@ -88,8 +92,10 @@ class InterpacketRules(InetRules):
         lines = _lines(draft, flows)
         yield "interpacket.ttl", _unusual_ttl(draft, lines)[0]
         yield "interpacket.ip-id", _off_count(draft, lines)[0]
-        late = flows.packets[_gaps(draft, flows) > _LONGEST_GAP_NS]
+        gaps = _gaps(draft, flows)
+        late = flows.packets[gaps > _LONGEST_GAP_NS]
         yield "interpacket.timestamps", np.union1d(late, _backwards(draft.traffic))
+        yield "interpacket.silence", flows.packets[gaps > _longest_silences(draft, flows)]
 
 
 def _flows(draft: Draft) -> Flows:
@@ -152,20 +158,37 @@ def _gaps(draft: Draft, flows: Flows) -> NDArray[np.int64]:
     return np.where(flows.position == 0, 0, np.diff(draft.timestamps[flows.packets], prepend=0))
 
 
+def _longest_silences(draft: Draft, flows: Flows) -> NDArray[np.int64]:
+    """
+    Return the nanoseconds that each packet's flow may be silent: int64[n]. TCP says itself when a connection is over.
+    """
+    protocols = draft.flows.protocols[flows.row]
+    longest = np.where(np.isin(protocols, (ICMP, ICMPV6)), _LONGEST_ICMP_SILENCE_NS, _LONGEST_SILENCE_NS)
+    return np.where(protocols == TCP, np.iinfo(np.int64).max, longest)[flows.flow]
+
+
 def _settle_times(draft: Draft, flows: Flows) -> None:
     """
-    Shorten gaps of more than two hours. Note also which packets stand behind later ones.
+    Shorten gaps that are too long. Note also which packets stand behind later ones.
     """
     rule = "interpacket.timestamps"
-    if rule in draft.off:
-        return
+    if rule not in draft.off:
+        _shorten(draft, rule, flows, _LONGEST_GAP_NS)
+        behind = np.isin(flows.packets, _backwards(draft.traffic))
+        if behind.any():
+            iat_us = _gaps(draft, flows)[behind] // 1000
+            before, bits = np.full(len(iat_us), -1), 1 + np.bitwise_count(iat_us)
+            draft.record(rule, "trace.iat_us", flows.packets[behind], before, iat_us, bits)
+    if "interpacket.silence" not in draft.off:
+        _shorten(draft, "interpacket.silence", flows, _longest_silences(draft, flows))
+
+
+def _shorten(draft: Draft, rule: str, flows: Flows, longest: NDArray[np.int64] | int) -> None:
+    """
+    Cut gaps to so many nanoseconds; what follows moves forward.
+    """
     gaps = _gaps(draft, flows)
-    after = np.minimum(gaps, _LONGEST_GAP_NS)
-    back = _backwards(draft.traffic)
-    if len(back):
-        iat_us = after[np.isin(flows.packets, back)] // 1000
-        packets = flows.packets[np.isin(flows.packets, back)]
-        draft.record(rule, "trace.iat_us", packets, np.full(len(packets), -1), iat_us, 1 + np.bitwise_count(iat_us))
+    after = np.minimum(gaps, longest)
     i = np.flatnonzero(gaps > after)
     if len(i):
         draft.record(rule, "trace.iat_us", flows.packets[i], gaps[i] // 1000, after[i] // 1000)

@@ -48,6 +48,8 @@ RULES = _rules(
          "count", "RFC 6864 section 4.1 leaves it free; stacks count, draw or send 0"),
     Rule("interpacket.timestamps", "trace.iat_us", "warning", "time does not go backwards within a flow, nor on by "
          "more than two hours", "draft-ietf-opsawg-pcap; RFC 9293 section 3.8.4, keep-alives"),
+    Rule("interpacket.silence", "trace.iat_us", "warning", "a flow without TCP is silent for two minutes at most, one "
+         "of ICMP for one minute: what comes later is another flow", "RFC 4787 section 4.3, RFC 5508 section 3.2"),
     Rule("tcp.bits", "tcp", "error", "packets of a TCP flow have a whole TCP header, SYN where the connection opens "
          "and nowhere else, and options that are legal where they stand", "RFC 9293 sections 3.1, 3.5"),
     Rule("tcp.header", "tcp.doff", "error", "data offset is at least 5 words, all within the packet",
