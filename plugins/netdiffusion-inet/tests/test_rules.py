@@ -474,6 +474,27 @@ def test_time_stamps_rise_and_gaps_stay(rules: SimpleNamespace) -> None:
     assert np.array_equal(repaired, times)
 
 
+@pytest.mark.parametrize(
+    "stray",
+    [
+        echo(3, True, identifier=5),
+        echo(3, False, identifier=5),
+        LINK / IP(src=SERVER, dst=CLIENT) / ICMP(type=9) / Raw(bytes(8)),
+    ],
+    ids=["reply", "request", "no echo"],
+)
+def test_an_exchange_of_echoes_is_read_back_as_one_flow(rules: SimpleNamespace, stray: Any) -> None:
+    one = traffic_of([echo(1, False), echo(1, True), echo(2, False)])
+    two = traffic_of([echo(1, False), echo(1, True), stray])
+    forth = [True, False, stray[IP].src == CLIENT]
+    mixed = attrs.evolve(two, flow_of=one.flow_of, from_initiator=forth, flows=one.flows)
+    assert len(two.flows) == 2
+    assert ids(rules, mixed) == {"icmp.echo"}
+    repaired = rules.repair(mixed)
+    assert ids(rules, repaired) == set()
+    assert len(assemble(repaired).flows) == 1
+
+
 def exchange(protocol: str) -> Traffic:
     """
     Build a question and an answer.

@@ -1,9 +1,9 @@
 """
 The rule sets ``icmp`` (RFC 792) and ``icmpv6`` (RFC 4443).
 
-A flow in which every message is assigned, whole and (an echo reply) asked for stays as it is. Any other becomes an
-exchange of echoes: the initiator asks, the responder answers the latest question that is still open, and where there is
-none asks itself.
+A flow in which every message is assigned, whole, (an echo reply) asked for and of one exchange stays as it is. Any
+other becomes an exchange of echoes: the initiator asks, the responder answers the latest question that is still open,
+and where there is none asks itself.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class IcmpRules(InetRules):
         flows = _flows(draft, self.version)
         if not len(flows):
             return
-        for rule, find in (("type", _unassigned), ("echo", _unasked)):
+        for rule, find in (("type", _unassigned), ("echo", _out_of_exchange)):
             faulty = flows.any_in_flow(find(draft, flows, self.version))
             if faulty.any() and f"{self.name}.{rule}" not in draft.off:
                 _echo(draft, f"{self.name}.{rule}", flows.part(faulty), self.version)
@@ -79,7 +79,7 @@ class IcmpRules(InetRules):
         yield f"{self.name}.checksum", draft.wrong_checksums(draft.judgeable(self.name))[0]
         wrong = _unassigned(draft, flows, self.version) | _strayed(draft, flows, self.version)
         yield f"{self.name}.type", flows.packets[wrong]
-        yield f"{self.name}.echo", flows.packets[_unasked(draft, flows, self.version)]
+        yield f"{self.name}.echo", flows.packets[_out_of_exchange(draft, flows, self.version)]
 
 
 class Icmpv6Rules(IcmpRules):
@@ -159,6 +159,17 @@ def _stay_on_link(draft: Draft, rule: str, flows: Flows, version: int) -> None:
     if len(rows):
         i = np.flatnonzero(np.isin(draft.traffic.flow_of, rows) & (draft.headers.ip_versions == 6))
         draft.put(rule, "ipv6.hl", i, 255)
+
+
+def _out_of_exchange(draft: Draft, flows: Flows, version: int) -> NDArray[np.bool_]:
+    """
+    Return bool[n]: echo replies that nobody asked for, and messages that are of another exchange than the flow's first
+    one: the identifier of an echo tells one exchange from another.
+    """
+    kind = draft.get("icmp.type", flows.packets)
+    is_echo = (kind == _REQUEST[version]) | (kind == _REPLY[version])
+    exchange = np.where(is_echo, draft.get("icmp.id", flows.packets), -1)
+    return _unasked(draft, flows, version) | (exchange != exchange[flows.first])
 
 
 def _unasked(draft: Draft, flows: Flows, version: int) -> NDArray[np.bool_]:

@@ -104,7 +104,8 @@ RULES = _rules(
                  + ("; neighbour discovery has a hop limit of 255" if name == "icmpv6" else ""),
                  source if name == "icmp" else "RFC 4443 section 2.4, RFC 4861"),
             Rule(f"{name}.echo", "icmp.roh", "warning", "a reply has identifier and sequence number of an earlier "
-                 "request of the other side that was not answered yet", echo),
+                 "request of the other side that was not answered yet; a flow with echoes has nothing else, and one "
+                 "identifier", echo),
             Rule(f"{name}.checksum", "icmp.cksum", "error", "checksum fits",
                  source if name == "icmp" else "RFC 4443 section 2.3"),
         )
