@@ -13,8 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from netdiffusion_core import dataset, storage
+from netdiffusion_core.cli import main
+from netdiffusion_core.flow_files import SLICE_FLOWS
 from netdiffusion_core.manifest import folder_digest
 
 SAMPLE = Path(__file__).parents[1] / "netdiffusion_core/samples/lab"
@@ -94,3 +98,14 @@ def test_neither_processes_nor_an_interruption_move_a_result(tmp_path: Path) -> 
     three = run(tmp_path / "killed", SURROUNDINGS[0], (*flags, "executor.processes=2", "--resume"), ())
     for key in one:
         assert one[key] == two[key] == three[key], key
+
+
+@pytest.mark.usefixtures("alone")
+def test_no_slice_repeats_another() -> None:
+    words = ["--backend", "bernoulli", "--max-packets", "4", "--compare=", "--evaluators=", "--classes", "redis", "-q"]
+    assert main(["run", str(SAMPLE), "-o", "out", "--flows", str(SLICE_FLOWS + 20), *words]) == 0
+    generated = storage.load(Path("out/generated"))
+    first, second = (generated.select(np.arange(20) + i).rows for i in (0, SLICE_FLOWS))
+    assert not np.array_equal(first, second)
+    hosts = dataset.load(Path("out/synthetic")).flows.initiator_addresses
+    assert len(np.unique(hosts, axis=0)) == SLICE_FLOWS + 20

@@ -5,6 +5,7 @@ Labels, names, files, settings and model folders of somebody who means harm: ref
 from __future__ import annotations
 
 import ast
+import gzip
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from netdiffusion_core import dataset, hookimpl
+from netdiffusion_core.capture import pcapfile
 from netdiffusion_core.cli import main
 from netdiffusion_core.errors import DataError
 from netdiffusion_core.plugins import Plugins
@@ -173,6 +175,12 @@ def test_captures_that_claim_too_much(netdiff: Netdiff, content: bytes, reason: 
     assert reason in netdiff("encode", "x.pcap", "-o", "bits", "-q").sentence
 
 
+def test_what_unpacks_to_more_than_it_may_is_refused(netdiff: Netdiff, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("x.pcap.gz").write_bytes(gzip.compress(PCAP + bytes(1 << 20)))
+    monkeypatch.setattr(pcapfile, "_MAX_UNPACKED_BYTES", 1 << 19)
+    assert "unpacks to more than" in netdiff("check", "x.pcap.gz", "-q").sentence
+
+
 def plant(kind: str, path: str) -> None:
     if kind == "pipe":
         os.mkfifo(path)
@@ -221,7 +229,6 @@ def test_links_that_lead_in_circles(netdiff: Netdiff, data: Path) -> None:
         "seed = 0x" + "f" * 50_000,
         "encoder = '" + "a" * 200_000 + "'",
         'data = "' + "a/" * 5000 + '"',
-        "\n" * (1 << 19),
         'data = "a\\u0000b"',
         'encoder = "\\u001b[31mred"',
         '"\\u001b[31mred" = 1',
@@ -237,6 +244,13 @@ def test_configuration_bombs(netdiff: Netdiff, toml: str) -> None:
     shown = netdiff("config", "show")
     assert shown.code in (0, 2)
     assert "should not have happened" not in shown.err
+
+
+def test_a_large_file_is_no_configuration(netdiff: Netdiff, data: Path) -> None:
+    Path("netdiff.toml").write_text("seed = 0\n" + "\n" * (1 << 18))
+    assert "a file of at most 256 KiB" in netdiff(*RUN).sentence
+    Path("netdiff.toml").write_text("seed = 0\n" + "\n" * 1000)
+    assert netdiff(*RUN).code == 0
 
 
 @pytest.mark.parametrize(
@@ -405,6 +419,17 @@ def test_what_somebody_else_put_in_the_way_is_left_alone(netdiff: Netdiff, data:
     os.symlink("precious/file", ".out.partial.lock")
     netdiff(*RUN)
     assert Path("precious/file").read_text() == "mine"
+
+
+def test_an_unfinished_folder_of_another_user_is_not_taken_up(
+    netdiff: Netdiff, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(".out.partial").mkdir()
+    Path(".out.partial/file").write_text("theirs")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for more in ([], ["--resume"], ["--overwrite"]):
+        assert "is not yours" in netdiff(*RUN, *more).sentence
+    assert Path(".out.partial/file").read_text() == "theirs"
 
 
 # --- the code ---------------------------------------------------------------------------------------------------

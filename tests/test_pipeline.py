@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import netdiffusion_core
-from netdiffusion_core import dataset, pipeline, storage
+from netdiffusion_core import dataset, flow_files, pipeline, slices, storage
 from netdiffusion_core.capture import read_capture
 from netdiffusion_core.cli import main
 from netdiffusion_core.config import RunConfig, load
@@ -229,6 +229,21 @@ def test_observers_see_every_stage_and_the_finished_folder(data: Path, toy_file:
     assert Observer.seen == [n for n in names for _ in range(2)] + [8]
 
 
+# --- slices -----------------------------------------------------------------------------------------------------
+
+
+def test_a_violation_is_found_in_the_same_place_by_slices(
+    make_data: MakeData, toy: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_files, "SLICE_FLOWS", 3)
+    context = Context(rules=(("toy-ttl", toy.create("rules", "toy-ttl")),))
+    shop = slices.Workshop(plugins=toy, context=context, executor=slices.Here(), folder=tmp_path)
+    folder = shop.keep("kept", dataset.load(make_data({"web": 7, "dns": 5})))
+    found = shop.check(folder)
+    assert len(found) > 20
+    assert found == pipeline.check(flow_files.FlowFiles(folder).traffic, context.rules)
+
+
 # --- folders that are whole or not there ------------------------------------------------------------------------
 
 
@@ -250,6 +265,24 @@ def test_overwrite_removes_the_old_folder_only_when_the_new_one_stands(data: Pat
     assert not Path("out/old").exists()
     assert Path("out/report.html").exists()
     assert sorted(os.listdir()) == ["data", "out"]
+
+
+def test_overwrite_puts_the_old_folder_back_if_the_new_one_cannot_take_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("out").mkdir()
+    Path("out/old").write_text("old")
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if ".partial" in Path(source).name:
+            raise OSError(errno.EIO, "Input/output error", str(source))
+        rename(source, target)
+
+    with pytest.raises(RunError, match="Input/output error"), new_folder(Path("out"), overwrite=True):
+        monkeypatch.setattr(os, "rename", refuse)
+    assert Path("out/old").read_text() == "old"
+    assert os.listdir() == ["out"]
 
 
 def test_overwrite_never_removes_the_inputs_or_the_working_folder(data: Path, toy: Plugins, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import pytest
 
-from netdiffusion_core import pipeline
+from netdiffusion_core import manifest, pipeline
 from netdiffusion_core.config import RunConfig
 from netdiffusion_core.errors import ConfigError
 from netdiffusion_core.manifest import files_digest
@@ -82,6 +82,11 @@ def test_what_is_finished_is_not_done_again(
         pipeline.run(config, toy)
     with pytest.raises(ConfigError, match="the interrupted run was made from other settings"):
         pipeline.run(attrs.evolve(config, seed=5), toy, resume=True)
+
+    with monkeypatch.context() as upgraded:
+        upgraded.setattr(manifest, "versions", lambda _: {"toy": "2"})
+        with pytest.raises(ConfigError, match="other versions of plugins"):
+            pipeline.run(config, toy, resume=True)
 
     fitted: list[Any] = []
     backend = toy.load("backend", "toy-model")  # the baseline is of the same class
