@@ -60,6 +60,15 @@ def local(processes: int | None) -> LocalProcesses:
     return LocalProcesses(LocalOptions(processes=processes))
 
 
+def test_no_worker_imports_what_lies_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("attrs", "copy", "netdiffusion_local", "numpy"):
+        Path(f"{name}.py").write_text("open('pwned', 'w')")
+    with local(2) as executor:
+        assert list(executor.map(abs, [-1, -2])) == [1, 2]
+    assert not Path("pwned").exists()
+
+
 def test_work_is_divided_and_stays_here_where_it_is_one_piece() -> None:
     with local(2) as executor:
         pids = set(executor.map(whose, range(6)))
