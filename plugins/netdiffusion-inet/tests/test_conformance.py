@@ -26,6 +26,11 @@ class TestTcp(RuleSetConformance):
     spec = SPECS["tcp"]
 
 
+class TestTcpThatKeepsRetransmissions(RuleSetConformance):
+    spec = SPECS["tcp"]
+    options = {"anomalies": "retransmissions"}  # noqa: RUF012
+
+
 class TestTcpThatKeepsAnomalies(RuleSetConformance):
     spec = SPECS["tcp"]
     options = {"anomalies": "keep"}  # noqa: RUF012

@@ -345,6 +345,98 @@ def test_anomalies_that_make_sense_are_kept_if_the_user_wants_them(rules: Simple
     assert sequence_numbers(kept)[4::2] == [*sequence[:2], 7201, *sequence[3:]]
 
 
+def twice(packets: list[Any]) -> list[Any]:
+    """
+    What is captured where each packet passes twice, as on a bridge.
+    """
+    return [packet for packet in packets for _ in range(2)]
+
+
+def resent() -> list[Any]:
+    """
+    A connection whose SYN, data and FIN were lost before they came through. What comes again acknowledges anew.
+    """
+    syn, answer, *rest = conversation()
+    get, (first, second), (late, fin), answer_fin, last = rest[1], rest[2:4], rest[4:6], rest[6], rest[7]
+    again = segment(False, b"b" * 100, flags="PA", seq=8389, ack=1, options=second[TCP].options, window=400)
+    packets = [syn, syn, answer, rest[0], get, get, first, second, late, again, fin, fin, fin, answer_fin, last]
+    return [packet.copy() for packet in packets]
+
+
+@pytest.mark.parametrize("packets", [twice(conversation()), resent()], ids=["twice", "resent"])
+def test_what_is_sent_again_stays_if_the_user_wants_it(rules: SimpleNamespace, packets: list[Any]) -> None:
+    traffic = traffic_of(packets)
+    keep, mend = (with_anomalies(rules, mode) for mode in ("retransmissions", "mend"))
+    assert [violation for each in keep for violation in each.check(traffic)] == []
+    for each in keep:
+        assert each.repair(traffic, np.random.default_rng(0), record=pytest.fail) is traffic
+    assert {v.rule for each in mend for v in each.check(traffic)} == {"tcp.sequence", "tcp.after-fin"}
+    mended = traffic
+    for each in mend:
+        mended = each.repair(mended, np.random.default_rng(0))
+    assert [violation for each in mend for violation in each.check(mended)] == []
+
+
+def test_numbers_that_a_model_drew_are_in_order_and_its_repetitions_stay(rules: SimpleNamespace) -> None:
+    """
+    Each packet twice, with numbers, acknowledgments and identifications that fit to nothing.
+    """
+    codec = pytest.importorskip("netdiffusion_nprint.encoder").NprintEncoder()
+    encoded = codec.encode(traffic_of(conversation()))
+    rows, rng, spans = encoded.rows.copy(), np.random.default_rng(5), encoded.layout.spans()
+    for field in ("tcp.seq", "tcp.ackn", "ipv4.id", "tcp.sprt"):
+        rows[:, spans[field]] = rng.integers(0, 2, rows[:, spans[field]].shape)
+    rows = rows.repeat(2, 0)
+    drawn = attrs.evolve(encoded, rows=rows, starts=np.array([0, len(rows)]))
+    sets = with_anomalies(rules, "retransmissions")
+    for each in sets:
+        drawn = each.constrain(drawn)
+    traffic = codec.decode(drawn, rng)
+    for each in sets:
+        traffic = each.repair(traffic, rng)
+    assert [violation for each in sets for violation in each.check(traffic)] == []
+    assert sequence_numbers(traffic)[::2] == sequence_numbers(traffic)[1::2]
+    first, *_ = sequence_numbers(traffic)
+    of_client = np.array(sequence_numbers(traffic))[traffic.from_initiator]
+    assert (of_client[::2] - first).tolist() == [0, 1, 1, 4, 4, 5]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["binary", "stacks", "stacks", "stacks", "zeros", "ones"]),
+    seed=st.integers(0, 2**32 - 1),
+    packets=st.sampled_from([2, 3, 4, 8, 30]),
+    numbers=st.sampled_from([1, 2, 3, 8]),
+    mode=st.sampled_from(["mend", "retransmissions", "keep"]),
+)
+def test_few_numbers_for_many_segments_become_valid_connections(
+    rules: SimpleNamespace, dream: Callable[..., Encoded], kind: str, seed: int, packets: int, numbers: int, mode: str
+) -> None:
+    """
+    Bits of which each segment may be sent again: with SYN, FIN and RST, other lengths, and data between.
+    """
+    codec, rng = pytest.importorskip("netdiffusion_nprint.encoder").NprintEncoder(), np.random.default_rng(seed)
+    encoded = dream(kind, seed, 4, packets)
+    rows, span = encoded.rows.copy(), encoded.layout.spans()["tcp.seq"]
+    few = rng.integers(0, 2, (numbers, span.stop - span.start))
+    rows[:, span] = np.where(rows[:, span] >= 0, few[rng.integers(0, numbers, len(rows))], -1)
+    drawn, sets = attrs.evolve(encoded, rows=rows), with_anomalies(rules, mode)
+    for each in sets:
+        drawn = each.constrain(drawn)
+    traffic = codec.decode(drawn, rng)
+    for each in sets:
+        traffic = each.repair(traffic, rng)
+    assert [violation for each in sets for violation in each.check(traffic)] == []
+    again = traffic
+    for each in sets:
+        again = each.repair(again, rng)
+    assert again == traffic
+
+
+def with_anomalies(rules: SimpleNamespace, mode: str) -> list[Any]:
+    return [TcpRules(TcpRules.Options(anomalies=mode)) if each.name == "tcp" else type(each)() for each in rules.sets]
+
+
 def sequence_numbers(traffic: Traffic) -> list[int]:
     at = dissect(traffic).transport_offsets
     return [int.from_bytes(traffic.data[i + 4 : i + 8].tobytes(), "big") for i in at]

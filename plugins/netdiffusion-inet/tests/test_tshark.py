@@ -126,6 +126,28 @@ def test_tshark_notes_the_anomalies_that_are_kept_and_nothing_else(
     assert faults(traffic, tuple(set(FAULTS) - set(ANOMALIES))) == []
 
 
+def test_tshark_sees_what_is_sent_again_and_nothing_else(
+    rules: SimpleNamespace, dream: Callable[..., Encoded], faults: Callable[..., Any]
+) -> None:
+    codec, rng = encoder.NprintEncoder(), np.random.default_rng(3)
+    encoded = dream("stacks", 6, 40, 30)
+    times = rng.choice([1, 1, 1, 2, 3], len(encoded.rows))
+    starts = np.append(0, np.cumsum(times))[encoded.starts]
+    drawn = attrs.evolve(encoded, rows=encoded.rows.repeat(times, 0), starts=starts)
+    sets = [type(each)() for each in rules.sets]
+    sets[3] = type(sets[3])(type(sets[3]).Options(anomalies="retransmissions"))
+    for each in sets:
+        drawn = each.constrain(drawn)
+    traffic = codec.decode(drawn, rng)
+    for each in sets:
+        traffic = each.repair(traffic, rng)
+    assert [violation for each in sets for violation in each.check(traffic)] == []
+    again = ("retransmission", "fast_retransmission", "spurious_retransmission", "out_of_order", "keep_alive")
+    notes = tuple(f"tcp.analysis.{note}" for note in again)  # the same again, by how soon it comes and what it holds
+    assert len(faults(traffic, notes)) > 50
+    assert faults(traffic, tuple(set(FAULTS) - set(notes))) == []
+
+
 CHANGED_SHARES = {
     "interpacket.direction": 0.0051,  # the capture missed a segment of the handshake, or has it in another order
     "interpacket.ip-id": 0.0051,  # a middle box answers with a number of its own

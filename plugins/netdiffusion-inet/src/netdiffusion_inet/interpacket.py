@@ -20,14 +20,14 @@ from netdiffusion_core.model import ICMP, ICMPV6, TCP, UDP, Traffic
 from .headers import Draft, own_bytes
 from .rules import rules_of
 from .ruleset import InetRules
-from .segments import Flows, vote
+from .segments import Flows, first_alike, vote
 
 Array = NDArray[Any]
 
 HANDSHAKE = 3
 """Segments of a handshake: SYN, SYN-ACK, ACK (RFC 9293 section 3.5)."""
 
-_SYN = 0x02
+_SYN, _ACK = 0x02, 0x10
 _LONGEST_GAP_NS = 7_200_000_000_000  # two hours, the default of TCP keep-alives: RFC 9293 section 3.8.4
 _LONGEST_SILENCE_NS, _LONGEST_ICMP_SILENCE_NS = (
     120_000_000_000,
@@ -80,7 +80,8 @@ class InterpacketRules(InetRules):
         """
         flows = _flows(draft)
         forth = draft.from_initiator[flows.packets]
-        wanted = np.where(opening(draft, flows), flows.position != 1, (flows.position == 0) | forth)
+        opens, turn = opening(draft, flows)
+        wanted = np.where(opens, turn != 1, (flows.position == 0) | forth)
         yield "interpacket.direction", flows.packets[wanted != forth]
         ends, told = _told_ports(draft, flows)
         agreed = vote(ends.flow, told[:, 0] << 16 | told[:, 1], len(ends.row), 32)[ends.flow]
@@ -114,14 +115,29 @@ def _backwards(traffic: Traffic) -> Array:
     return i[1:][back]
 
 
-def opening(draft: Draft, flows: Flows) -> NDArray[np.bool_]:
+def turns(flows: Flows, flags: Array, seq: Array) -> NDArray[np.int64]:
     """
-    Return for each packet in flow order whether it is one of the (up to) three of a TCP handshake.
+    Return which segment of a handshake each one would be, int64[n]: its position in its flow, where a SYN that is sent
+    again (RFC 9293 section 3.8.1) has that of the first one and moves no other.
+
+    flags, seq  int64[n], 0 where there is no TCP
+    """
+    syn = np.flatnonzero(flags & _SYN)
+    first = np.arange(len(flows))
+    first[syn] = syn[first_alike(flows.flow[syn], flags[syn] & _ACK, seq[syn])]
+    return (flows.position - flows.before(first < np.arange(len(flows))))[first]
+
+
+def opening(draft: Draft, flows: Flows) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """
+    Return for each packet in flow order whether it is one of the (up to) three of a TCP handshake, and which one.
     """
     h = draft.headers
-    early = (flows.position < HANDSHAKE) & ((h.protocols == TCP) & (h.transport_offsets >= 0))[flows.packets]
-    early[early] = draft.get("tcp.flags", flows.packets[early]) & _SYN > 0
-    return flows.any_in_flow(early) & (flows.position < HANDSHAKE)
+    tcp = np.flatnonzero(((h.protocols == TCP) & (h.transport_offsets >= 0))[flows.packets])
+    flags, seq = np.zeros((2, len(flows)), np.int64)
+    flags[tcp], seq[tcp] = (draft.get(field, flows.packets[tcp]) for field in ("tcp.flags", "tcp.seq"))
+    turn = turns(flows, flags, seq)
+    return flows.any_in_flow((turn < HANDSHAKE) & (flags & _SYN > 0)) & (turn < HANDSHAKE), turn
 
 
 def _settle_direction(draft: Draft, flows: Flows) -> None:
@@ -148,7 +164,8 @@ def _settle_direction(draft: Draft, flows: Flows) -> None:
         draft.from_initiator = draft.from_initiator ^ swapped[draft.traffic.flow_of]
         draft.record(rule, "trace.initiator", heads[behind], ~behind[behind], behind[behind])
     forth = draft.from_initiator[flows.packets]
-    draft.turn(rule, flows.packets[opening(draft, flows) & ((flows.position != 1) != forth)])
+    opens, turn = opening(draft, flows)
+    draft.turn(rule, flows.packets[opens & ((turn != 1) != forth)])
 
 
 def _gaps(draft: Draft, flows: Flows) -> NDArray[np.int64]:

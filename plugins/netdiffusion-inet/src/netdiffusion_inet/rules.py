@@ -65,7 +65,8 @@ RULES = _rules(
          "most 14", "RFC 9293 section 3.7.1, RFC 7323 section 2.3"),
     Rule("tcp.flags", "tcp.flags", "error", "SYN, FIN and RST exclude each other; every segment has ACK but the first "
          "SYN and a RST that refuses nothing", "RFC 9293 sections 3.5, 3.10.7"),
-    Rule("tcp.syn", "tcp.flags", "warning", "SYN opens the flow and comes once in each direction",
+    Rule("tcp.syn", "tcp.flags", "warning", "SYN opens the flow; in each direction there is one, which may be sent "
+         "again",
          "RFC 9293 section 3.5"),
     Rule("tcp.syn-data", "ipv4.tl", "warning", "SYN and RST carry no data", "RFC 9293 sections 3.4, 3.5.3"),
     Rule("tcp.urgent", "tcp.urp", "warning", "the urgent pointer is 0 unless URG is set and points into the data",

@@ -146,6 +146,18 @@ class Flows:
         return np.where(found >= 0, values[found], default)
 
 
+def first_alike(*keys: Array) -> NDArray[np.int64]:
+    """
+    Return the index of the first element that has the same keys: int64[n].
+    """
+    order = np.lexsort(keys)  # which is stable
+    begins = np.ones(len(order), bool)
+    begins[1:] = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
+    first = np.empty(len(order), np.int64)
+    first[order] = order[np.flatnonzero(begins)][np.cumsum(begins) - 1]
+    return first
+
+
 def vote(groups: Array, values: Array, count: int, bits: int, default: int = 0) -> NDArray[np.int64]:
     """
     Return the most frequent value of each group; among equally frequent ones the nearest, in bits, to the majority of

@@ -2,8 +2,8 @@
 The rule set ``tcp``: every flow is one connection, or a part of one without its beginning (RFC 9293).
 
 What the packets meant is kept where a connection allows it: payload sizes, PSH, FIN and RST, windows, option kinds,
-acknowledgments that are late, clocks. Sequence numbers follow from the first of each side and from the payload sizes;
-what they tell of retransmissions, segments out of order and gaps stays if the user wants it.
+acknowledgments that are late, clocks, a SYN that is sent again. Sequence numbers follow from the first of each side
+and the payload sizes; what they tell of retransmissions, segments out of order and gaps stays if the user wants it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from netdiffusion_core.model import TCP, any_of_row
 
 from .bits import Bits
 from .headers import MTU, Draft, malformed_transport
-from .interpacket import HANDSHAKE
+from .interpacket import HANDSHAKE, turns
 from .options import (
     MSS,
     NOP,
@@ -39,7 +39,7 @@ from .options import (
 )
 from .rules import rules_of
 from .ruleset import InetRules
-from .segments import Flows
+from .segments import Flows, first_alike
 
 Array = NDArray[Any]
 
@@ -74,12 +74,13 @@ class Options:
     Options of the rule set ``tcp``.
     """
 
-    anomalies: Literal["mend", "keep"] = attrs.field(
+    anomalies: Literal["mend", "retransmissions", "keep"] = attrs.field(
         default="mend",
-        validator=attrs.validators.in_(("mend", "keep")),
+        validator=attrs.validators.in_(("mend", "retransmissions", "keep")),
         metadata={
             "help": "what becomes of retransmissions, segments out of order and gaps: mend makes the sequence space "
-            "continuous, keep leaves those that fit into what was sent or into the other side's window"
+            "continuous, retransmissions leaves segments with the number and length of an earlier one, keep also what "
+            "fits otherwise into what was sent or into the other side's window"
         },
     )
 
@@ -99,7 +100,8 @@ class TcpRules(InetRules):
         Give every packet of a TCP flow a whole TCP header, SYN where the connection opens and nowhere else, and options
         that are legal where they stand. A header that says that it is longer than what is there was cut by a snap
         length: the rest is padding. Time stamps, which every segment of a connection has or none
-        (RFC 7323 section 3.2), are added where most segments have them.
+        (RFC 7323 section 3.2), are added where most segments have them; not to a bare acknowledgment without any
+        option, as some stacks send to keep a connection alive.
         """
         mine = np.flatnonzero(bits.live & (bits.protocols == TCP))
         if not len(mine):
@@ -108,12 +110,14 @@ class TcpRules(InetRules):
         flows = Flows.sorted(mine, bits.flow[mine])
         flag_column = bits.spans["tcp.cwr"].start
         flags = bits.number(flag_column, 8, mine)
-        opens = flows.any_in_flow((flags & SYN > 0) & (flows.position < HANDSHAKE))
-        first, second = _syns(flows, opens, flags)
+        mended = self.options.anomalies == "mend"
+        turn = flows.position if mended else turns(flows, flags, bits.values("tcp.seq", mine))
+        opens = flows.any_in_flow((flags & SYN > 0) & (turn < HANDSHAKE))
+        first, second = _syns(turn, opens, flags)
         setup = flags & (ECE | CWR) | SYN  # RFC 3168 section 6.1.1
         flags = np.where(first, setup, np.where(second, setup | ACK, flags & ~SYN))
         whole = padded(*bits.options("tcp.opt", mine), 4 * (bits.values("tcp.doff", mine) - 5))
-        options, sizes = _legal_options(flows, opens, flags, *whole)
+        options, sizes = _legal_options(flows, turn, opens, flags, *whole, _bare(bits, mine, flags))
         bits.write_number(flag_column, 8, mine, flags)
         bits.write("tcp.doff", mine, 5 + sizes // 4)
         bits.write_options("tcp.opt", mine, options, sizes)
@@ -122,7 +126,7 @@ class TcpRules(InetRules):
         """
         Make each flow one connection; see the module.
         """
-        c = Connections.read(draft, _flows(draft))
+        c = Connections.read(draft, _flows(draft), self.options.anomalies)
         if len(c.flows):
             _mend(c, keep=self.options.anomalies == "keep")
 
@@ -132,7 +136,7 @@ class TcpRules(InetRules):
         """
         yield "tcp.header", malformed_transport(draft.traffic, draft.headers, TCP)
         yield "tcp.checksum", draft.wrong_checksums(draft.judgeable("tcp"))[0]
-        c = Connections.read(draft, _flows(draft))
+        c = Connections.read(draft, _flows(draft), self.options.anomalies)
         for rule, mask in _faults(c, keep=self.options.anomalies == "keep").items():
             yield rule, c.flows.packets[mask]
 
@@ -150,7 +154,9 @@ class Connections:
     draft      where they are
     flows      Flows
     forth      bool[n]       sent by the initiator
+    turn       int64[n]      which segment of a handshake it would be, see `interpacket.turns`
     opens      bool[n]       the flow begins with a handshake
+    first      int64[n]      the segment that this one repeats, as far as that is to stay; itself if it is new
     times      int64[n]      nanoseconds
     overhead   int64[n]      bytes of IP and TCP options
     full_mss   int64[n]      what fits into 1500 bytes
@@ -165,7 +171,9 @@ class Connections:
     draft: Draft
     flows: Flows
     forth: Array
+    turn: Array
     opens: Array
+    first: Array
     times: Array
     overhead: Array
     full_mss: Array
@@ -184,12 +192,15 @@ class Connections:
     _found: dict[str, Array] = attrs.field(factory=dict, init=False)
 
     @classmethod
-    def read(cls, draft: Draft, flows: Flows) -> Connections:
+    def read(cls, draft: Draft, flows: Flows, anomalies: str) -> Connections:
         """
-        Read the segments of these flows.
+        Read the segments of these flows. If anomalies are to be mended, only a SYN may be sent again.
         """
         h, p = draft.headers, flows.packets
-        flags = draft.get("tcp.flags", p)
+        flags, seq, payload, forth = (
+            draft.get("tcp.flags", p), draft.get("tcp.seq", p), h.payload_lengths[p], draft.from_initiator[p],
+        )  # fmt: skip
+        turn = turns(flows, flags, seq)
         options, sizes = draft.options("tcp", p)
         readable, kinds = walk(options, sizes, _WELL_FORMED, _MEND)
         i = np.flatnonzero(any_of_row(readable != options))
@@ -198,13 +209,15 @@ class Connections:
         return cls(
             draft=draft,
             flows=flows,
-            forth=draft.from_initiator[p],
-            opens=flows.any_in_flow((flags & SYN > 0) & (flows.position < HANDSHAKE)),
+            forth=forth,
+            turn=turn,
+            opens=flows.any_in_flow((flags & SYN > 0) & (turn < HANDSHAKE)),
+            first=_sent_before(flows, forth, flags, seq, payload, only_syn=anomalies == "mend"),
             times=draft.timestamps[p],
             overhead=h.ip_header_lengths[p] - np.where(is4, 20, 40) + sizes,
             full_mss=np.where(is4, MTU - 40, MTU - 60),
-            payload=h.payload_lengths[p],
-            seq=draft.get("tcp.seq", p),
+            payload=payload,
+            seq=seq,
             ack=draft.get("tcp.ackn", p),
             flags=flags,
             window=draft.get("tcp.wsize", p),
@@ -257,6 +270,28 @@ class Connections:
         int64[n]: sequence numbers that each segment takes: its data, one for SYN, one for FIN (RFC 9293 section 3.4).
         """
         return self.payload + self.has(SYN) + self.has(FIN)
+
+    @property
+    def again(self) -> NDArray[np.bool_]:
+        """
+        bool[n]: what is sent again, as far as there is something in it.
+        """
+        return (self.first < np.arange(len(self.flows))) & (self.consumed > 0)
+
+    @property
+    def offers(self) -> NDArray[np.bool_]:
+        """
+        bool[n]: a segment whose window counts: not that of a RST, nor an old one (RFC 9293 section 3.10.7.4, SND.WL1).
+        """
+        return ~self.has(RST) & ~self.again
+
+    def least(self, values: Array) -> NDArray[np.int64]:
+        """
+        int64[n]: the least value of a segment and those that send it again.
+        """
+        least = values.copy()
+        np.minimum.at(least, self.first, values)
+        return least[self.first]
 
     @property
     def sides(self) -> tuple[Array, Array]:
@@ -348,6 +383,21 @@ class Connections:
         return np.where(offloaded, np.maximum(self.payload, most), most)
 
 
+def _sent_before(
+    flows: Flows, forth: Array, flags: Array, seq: Array, payload: Array, only_syn: bool
+) -> NDArray[np.int64]:
+    """
+    Return the first segment of the same flow and sender with the same number and length, SYN and FIN, int64[n]. One
+    without any of these, or with RST, is itself the first.
+    """
+    first = np.arange(len(flows))
+    takes = flags & SYN > 0 if only_syn else (payload > 0) | (flags & (SYN | FIN) > 0)
+    i = np.flatnonzero(takes & (flags & RST == 0))
+    length = np.where(flags & SYN, 0, payload)  # SYN carries no data
+    first[i] = i[first_alike(flows.flow[i], forth[i], seq[i], length[i], flags[i] & (SYN | FIN))]
+    return first
+
+
 def _put_number(options: Array, at: Array, values: Array) -> None:
     """
     Write four bytes at this byte of the options, nothing where `at` is -1.
@@ -367,15 +417,27 @@ def _signed(difference: Array) -> NDArray[np.int64]:
 # --- opening, closing, options: known from the bits alone --------------------------------------------------------
 
 
-def _syns(flows: Flows, opens: Array, flags: Array) -> tuple[Array, Array]:
+def _syns(turn: Array, opens: Array, flags: Array) -> tuple[Array, Array]:
     """
     Return ``(first, second)``, bool[n]: the segments that are to be SYN and SYN-ACK. A second segment with RST refuses.
     """
-    first, second = opens & (flows.position == 0), opens & (flows.position == 1)
+    first, second = opens & (turn == 0), opens & (turn == 1)
     return first, second & (flags & RST == 0)
 
 
-def _misplaced(flows: Flows, opens: Array, flags: Array, kinds: Array) -> NDArray[np.bool_]:
+def _bare(bits: Bits, packets: Array, flags: Array) -> NDArray[np.bool_]:
+    """
+    Return bool[n]: a segment that is nothing but an acknowledgment.
+    """
+    is4, length = bits.ip_versions[packets] == 4, np.zeros(len(packets), np.int64)
+    if is4.any():
+        length[is4] = bits.values("ipv4.tl", packets[is4]) - 4 * bits.values("ipv4.hl", packets[is4])
+    if not is4.all():
+        length[~is4] = bits.values("ipv6.len", packets[~is4])
+    return (flags == ACK) & (length <= 4 * bits.values("tcp.doff", packets))
+
+
+def _misplaced(flows: Flows, turn: Array, opens: Array, flags: Array, kinds: Array) -> NDArray[np.bool_]:
     """
     Return bool[n, w]: where an option begins that has no business there: the second of its kind; in the handshake but
     not with SYN; used although both SYNs did not agree on it.
@@ -386,8 +448,8 @@ def _misplaced(flows: Flows, opens: Array, flags: Array, kinds: Array) -> NDArra
     wrong = np.ones(len(rows), bool)
     wrong[np.unique(rows << 4 | kind, return_index=True)[1]] = False  # the first of its kind
 
-    flow, position, opens, syn = flows.flow[rows], flows.position[rows], opens[rows], flags[rows] & SYN > 0
-    first, second = opens & (position == 0), opens & (position == 1)
+    flow, turn, opens, syn = flows.flow[rows], turn[rows], opens[rows], flags[rows] & SYN > 0
+    first, second = opens & (turn == 0), opens & (turn == 1)
 
     def offered(which: int, by: Array) -> Array:
         offers = np.zeros(len(flows.row), bool)
@@ -406,16 +468,17 @@ def _misplaced(flows: Flows, opens: Array, flags: Array, kinds: Array) -> NDArra
 
 
 def _legal_options(
-    flows: Flows, opens: Array, flags: Array, options: Array, sizes: Array
+    flows: Flows, turn: Array, opens: Array, flags: Array, options: Array, sizes: Array, bare: Array
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """
     Return ``(options, sizes)`` in which every option is of a kind we know, well-formed and legal where it stands;
-    others are taken out. Time stamps that most segments of the connection have and this one lacks are added.
+    others are taken out. Time stamps that most segments of the connection have and this one lacks are added, but not to
+    a bare one without options.
     """
-    before = options
+    before, bare = options, bare & (sizes == 0)
     options, kinds = walk(options, sizes, _LEGAL_OPTIONS, _MEND)
     syn, reset = flags & SYN > 0, flags & RST > 0
-    first, second = opens & (flows.position == 0), opens & (flows.position == 1)
+    first, second = opens & (turn == 0), opens & (turn == 1)
     # RFC 7323 section 3.2: the first SYN offers time stamps, and they are used if the second has them too.
     stamp = find(kinds, TIMESTAMPS)
     stamped = stamp >= 0
@@ -423,7 +486,7 @@ def _legal_options(
     most = np.bincount(flows.flow[later], np.where(stamped, 1, -1)[later], len(flows.row))[flows.flow] > 0
     used = np.where(flows.any_in_flow(later), most, flows.any_in_flow(second & stamped) | ~opens)
     agreed = np.where(used[:, None], NOP, kinds)  # to be added where they are missing
-    unwanted = _misplaced(flows, opens, flags, np.where(kinds == TIMESTAMPS, agreed, kinds))
+    unwanted = _misplaced(flows, turn, opens, flags, np.where(kinds == TIMESTAMPS, agreed, kinds))
     kept = np.where(used | first, stamp, -1)[:, None]  # the first of its kind, or none
     unwanted |= (kinds == TIMESTAMPS) & (np.arange(kinds.shape[1]) != kept)
     changed = options != before
@@ -431,7 +494,7 @@ def _legal_options(
     gone = changed[i] & (options[i] <= NOP) | extent(options[i], kinds[i], unwanted[i])
     sizes = sizes.copy()
     options[i], sizes[i] = squeeze(options[i], sizes[i], gone)
-    lacking = np.flatnonzero(used & ~stamped & ~reset & (opens | flows.any_in_flow(later)))
+    lacking = np.flatnonzero(used & ~stamped & ~reset & ~bare & (opens | flows.any_in_flow(later)))
     options, sizes = append(options, sizes, lacking, _TIMESTAMPS_OPTION, _LEGAL_OPTIONS)
     surplus = idle(options, sizes, _LEGAL_OPTIONS)
     if surplus.any():
@@ -451,7 +514,7 @@ def _mend(c: Connections, keep: bool) -> None:
     c.put("tcp.reserved", "reserved", np.zeros_like(c.reserved))
     _place_options(c)
     c.put("tcp.syn-data", "payload", np.where(c.has(SYN | RST), 0, c.payload))
-    c.put("tcp.mss", "payload", np.minimum(c.payload, c.largest_payload()))
+    c.put("tcp.mss", "payload", c.least(np.minimum(c.payload, c.largest_payload())))
     c.put("tcp.window", "payload", _within_window(c))
     c.put("tcp.after-fin", "flags", np.where(c.has(FIN) & ~_last_fin(c), c.flags & ~FIN, c.flags))
     urgent = _urgent(c)
@@ -474,16 +537,16 @@ def _open_and_reset(c: Connections) -> None:
     that sends RST sends nothing else any more, and what the other side still sends was in flight (nothing is during the
     handshake); every segment but the first and RST has ACK.
     """
-    position, here = c.flows.position, np.arange(len(c.flows))
-    c.put("tcp.flags", "flags", np.where(c.opens & (position == 0), c.flags & ~RST, c.flags))
+    turn, here = c.turn, np.arange(len(c.flows))
+    c.put("tcp.flags", "flags", np.where(c.opens & (turn == 0), c.flags & ~RST, c.flags))
     reset = c.has(RST)
     if reset.any():
         for side in c.sides:
             own, other = c.flows.final(side & ~c.has(RST)), c.flows.final(~side & ~c.has(RST))
-            in_flight = (c.times[other] <= c.times + _IN_FLIGHT_NS) & ~(c.opens & (position < HANDSHAKE))
+            in_flight = (c.times[other] <= c.times + _IN_FLIGHT_NS) & ~(c.opens & (turn < HANDSHAKE))
             reset = reset & (~side | (own < here) & ((other < here) | in_flight))
         c.put("tcp.after-rst", "flags", np.where(reset, c.flags, c.flags & ~RST))
-    first, second = _syns(c.flows, c.opens, c.flags)
+    first, second = _syns(c.turn, c.opens, c.flags)
     flags = np.where(first | second, c.flags | SYN, c.flags & ~SYN)
     c.put("tcp.syn", "flags", np.where(first, flags & ~ACK, np.where(second, flags | ACK, flags)))
     flags = np.where(c.has(SYN | RST), c.flags & ~FIN, c.flags)
@@ -491,7 +554,7 @@ def _open_and_reset(c: Connections) -> None:
 
 
 def _needs_ack(c: Connections) -> NDArray[np.bool_]:
-    return np.where(c.opens & (c.flows.position < 2), c.flows.position == 1, ~c.has(RST))
+    return np.where(c.opens & (c.turn < 2), c.turn == 1, ~c.has(RST))
 
 
 def _place_options(c: Connections) -> None:
@@ -500,7 +563,7 @@ def _place_options(c: Connections) -> None:
     the window scale to 14.
     """
     c.put_options("tcp.options", c.readable)
-    misplaced = _misplaced(c.flows, c.opens, c.flags, c.kinds)
+    misplaced = _misplaced(c.flows, c.turn, c.opens, c.flags, c.kinds)
     if misplaced.any():
         gone = extent(c.options, c.kinds, misplaced)
         c.put_options("tcp.option-place", squeeze(c.options, c.sizes, gone)[0])
@@ -527,29 +590,29 @@ def _within_window(c: Connections) -> NDArray[np.int64]:
     Return payloads cut so that what a side sends between two segments of the other fits into the largest window that
     the other can offer there; two less, for a FIN and so that the window is never full.
     """
-    scale = c.scales()
+    scale, again = c.scales(), c.again
     result = c.payload
     for side in c.sides:
-        total = c.flows.before(np.where(side, c.payload, 0))
-        other = c.flows.last(~side & ~c.has(RST))
+        total = c.flows.before(np.where(side & ~again, c.payload, 0))
+        other = c.flows.last(~side & c.offers)
         begun = np.where(other >= 0, total[other], 0)
         limit = (_MAX_WINDOW << np.where(other >= 0, scale[other], 0)) - 2
         limit = np.where(c.opens, limit, _WRAP)
         ahead = total - begun
         fits = np.minimum(ahead + c.payload, limit) - np.minimum(ahead, limit)
-        result = np.where(side, fits, result)
-    return result
+        result = np.where(side & ~again, fits, result)
+    return c.least(result)
 
 
 def _last_fin(c: Connections) -> NDArray[np.bool_]:
     """
-    Return bool[n]: the first FIN of its sender that no data of the same side follow.
+    Return bool[n]: the first FIN of its sender that no new data of the same side follow, and where it is sent again.
     """
-    fin = np.zeros(len(c.flows), bool)
+    fin, new = np.zeros(len(c.flows), bool), ~c.again
     for side in c.sides:
-        last = side & c.has(FIN) & (c.flows.after(side & (c.payload > 0)) == 0)
+        last = side & new & c.has(FIN) & (c.flows.after(side & new & (c.payload > 0)) == 0)
         fin |= last & (c.flows.before(last) == 0)
-    return fin
+    return fin[c.first]
 
 
 def _urgent(c: Connections) -> NDArray[np.bool_]:
@@ -596,12 +659,13 @@ def _number(c: Connections, keep: bool) -> None:
     acknowledges = c.has(ACK)
     late = _signed(c.ack - other_base)
     late = np.where((late <= sent) & (late >= np.where(c.opens, 1, -_LATE_ACK)), late, sent)
+    fits = c.again & (late == _signed(c.ack - other_base))  # an old segment may come again
     running = c.own(*(c.flows.running_max(late, side & acknowledges) for side in c.sides))
     scale = np.maximum(c.scales(), 0)
-    arrives, offers = _arrives(c, offset), c.opens & ~c.has(RST)
+    arrives, offers = _arrives(c, offset), c.opens & c.offers
     overrun = offers & ((arrives - np.where(acknowledges, running, 0) >> scale) + 1 > _MAX_WINDOW)
     running = np.where(c.flows.any_in_flow(overrun), sent, running)
-    ack = np.where(acknowledges, (other_base + running) % _WRAP, 0)
+    ack = np.where(acknowledges, (other_base + np.where(fits, late, running)) % _WRAP, 0)
     c.put("tcp.acknowledgment", "ack", ack)
 
     need = (arrives - np.where(acknowledges, running, 0) >> scale) + 1
@@ -615,15 +679,16 @@ def _number(c: Connections, keep: bool) -> None:
 
 def _sequence(c: Connections, offset: Array, keep: bool) -> NDArray[np.int64]:
     """
-    Return where each segment begins, int64[n], given where its number says so: where its sender's last one ended. A RST
-    may stand on what was sent, but not on SYN.
+    Return where each segment begins, int64[n], given where its number says so: where its sender's last new one ended,
+    or if it is sent again, where it did before. A RST may stand on what was sent, but not on SYN.
 
     keep  Leave those that repeat what was sent, and those that leave a gap, unless that is beyond what the other side's
           window can be (of a part of a connection: 65,535). A segment without data, SYN or FIN repeats nothing, and
           FIN comes last.
     """
-    flows, consumed, lowest = c.flows, c.consumed, np.where(c.opens, 1, 0)
-    kept = keep & ~c.has(SYN | RST) & (offset >= lowest)
+    flows, again, lowest = c.flows, c.again, np.where(c.opens, 1, 0)
+    consumed = np.where(again, 0, c.consumed)
+    kept = keep & ~again & ~c.has(SYN | RST) & (offset >= lowest)
     window = (_MAX_WINDOW << np.maximum(c.scales(), 0)) - 2 if keep else 0
     while kept.any():  # each round lets go of those that do not fit to what the others make of the sequence space
         begin, wrong = np.zeros_like(offset), np.zeros(len(offset), bool)
@@ -632,20 +697,21 @@ def _sequence(c: Connections, offset: Array, keep: bool) -> NDArray[np.int64]:
             added = np.where(side & ~kept, consumed, 0)
             total = flows.before(added) + added
             furthest = total + np.maximum(flows.running_max(offset + consumed - total, side & kept), 0)
-            before, other = flows.last(side), flows.last(~side & ~c.has(RST))
+            before, other = flows.last(side), flows.last(~side & c.offers)
             reached = np.where(before >= 0, furthest[before], 0)
             edge = np.where(other >= 0, furthest[other] + window[other], _MAX_WINDOW)
             begin = np.where(side, np.where(kept, offset, reached), begin)
             ends = c.has(FIN) | (consumed == 0)
             wrong |= side & kept & ((begin + consumed > edge) | ends & (offset < reached))
-            pushed = side & ~kept & (begin + consumed > edge) & c.opens  # over the edge, by a gap before it
+            pushed = side & ~kept & ~again & (begin + consumed > edge) & c.opens  # over the edge, by a gap before it
             wrong |= kept & flows.any_in_flow(pushed)
         if not wrong.any():
             break
         kept &= ~wrong
     else:
         begin = c.own(*(flows.before(np.where(side, consumed, 0)) for side in c.sides))
-    return np.where(c.has(RST) & (offset >= lowest) & (offset <= begin), offset, begin)
+    begin = np.where(c.has(RST) & (offset >= lowest) & (offset <= begin), offset, begin)
+    return np.where(again, begin[c.first], begin)
 
 
 def _arrives(c: Connections, offset: Array) -> NDArray[np.int64]:
@@ -655,7 +721,7 @@ def _arrives(c: Connections, offset: Array) -> NDArray[np.int64]:
     end = np.append(c.flows.heads, len(c.flows))[c.flows.flow + 1]  # where the flow ends
     furthest = np.zeros(len(c.flows), np.int64)
     for side in c.sides:
-        following = c.flows.next(side & ~c.has(RST))
+        following = c.flows.next(side & c.offers)
         until = np.where(following >= 0, following, end) - 1
         sent = np.maximum(c.flows.running_max(offset + c.consumed, ~side), 0)
         furthest = np.where(side, sent[until], furthest)
@@ -731,7 +797,7 @@ def _faults(c: Connections, keep: bool) -> dict[str, Array]:
     Return the segments that break each rule, by rule: bool[n].
     """
     syn, fin, rst, acks = c.has(SYN), c.has(FIN), c.has(RST), c.has(ACK)
-    position = c.flows.position
+    turn, new = c.turn, ~c.again
     own_base, other_base = _bases(c)
     offset, own_end, other_end = _offsets(c, own_base)
     own_seen = c.own(*(c.flows.last(side) for side in c.sides)) >= 0
@@ -743,23 +809,23 @@ def _faults(c: Connections, keep: bool) -> dict[str, Array]:
     acknowledged = np.where(acks, _signed(c.ack - other_base), 0)
     before = c.own(*(c.flows.last(acks & side) for side in c.sides))
     highest = c.own(*(c.flows.running_max(acknowledged, acks & side) for side in c.sides))
-    taken_back = (before >= 0) & (acknowledged < highest[before])
-    jumps = own_seen & np.where(rst, c.opens & (offset < np.minimum(own_end, 1)), offset != own_end)
+    taken_back = new & (before >= 0) & (acknowledged < highest[before])
+    jumps = new & own_seen & np.where(rst, c.opens & (offset < np.minimum(own_end, 1)), offset != own_end)
     if keep:
         jumps &= _sequence(c, offset, keep) != offset
     return {
         "tcp.reserved": c.reserved > 0,
         "tcp.options": (c.readable != c.options).any(1),
-        "tcp.option-place": _misplaced(c.flows, c.opens, c.flags, c.kinds).any(1),
+        "tcp.option-place": _misplaced(c.flows, c.turn, c.opens, c.flags, c.kinds).any(1),
         "tcp.option-padding": idle(c.options, c.sizes, _WELL_FORMED).any(1),
         "tcp.option-value": _small_mss(c) | _large_scale(c),
         "tcp.flags": syn & rst | (syn | rst) & fin | _needs_ack(c) & ~acks & ~syn,
-        "tcp.syn": syn & ~((position == 0) & ~acks | (position == 1) & acks),
+        "tcp.syn": syn & ~((turn == 0) & ~acks | (turn == 1) & acks),
         "tcp.syn-data": (syn | rst) & (c.payload > 0),
         "tcp.urgent": ~_urgent(c) & ((c.urgent > 0) | c.has(URG)),
         "tcp.acknowledgment": np.where(acks, other_seen & (acknowledged > other_end) | taken_back, c.ack > 0),
         "tcp.sequence": jumps,
-        "tcp.after-fin": (fins > 0) & ((c.payload > 0) | fin | syn),
+        "tcp.after-fin": new & (fins > 0) & ((c.payload > 0) | fin | syn),
         "tcp.after-rst": after_reset & ~rst,
         "tcp.window": (c.window == 0) & ~(syn | fin | rst) | _overruns(c, offset + c.consumed, acknowledged),
         "tcp.mss": c.payload > c.largest_payload(),
@@ -773,6 +839,5 @@ def _overruns(c: Connections, end: Array, acknowledged: Array) -> Array:
     Return bool[n]: data go beyond the window that the other side offered last, where its scale is known.
     """
     edge = acknowledged + (c.window << np.maximum(c.scales(), 0))
-    offers = ~c.has(RST)
-    other = c.own(c.flows.last(offers & ~c.forth), c.flows.last(offers & c.forth))
+    other = c.own(*(c.flows.last(c.offers & side) for side in c.sides[::-1]))
     return c.opens & (c.payload > 0) & (other >= 0) & (end > edge[other])
