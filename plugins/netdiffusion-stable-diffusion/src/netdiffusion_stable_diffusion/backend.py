@@ -39,16 +39,17 @@ from .control import (
     learn_structure,
     own_edges,
     plans,
+    send_again,
     starts,
 )
-from .diffusion import LENGTHS, denoise, heights, prompt
+from .diffusion import LENGTHS, answered_at, denoise, heights, prompt
 from .family import Family
 from .fine_tuning import fine_tune
 from .images import PacketCodec
 from .values import FieldValues, from_arrays, learn_values, settle, to_arrays
 
-FORMAT = 5
-STRUCTURE_ARRAYS = ("edges", "origin", "target", "chance")
+FORMAT = 6
+STRUCTURE_ARRAYS = ("edges", "origin", "target", "chance", "again")
 TRAINED_OPTIONS = (
     "base",
     "controlnet",
@@ -143,7 +144,7 @@ class StableDiffusion(Backend):
                 self.structure, state_of = learn_structure(data, edges, base.codec, longest)
                 own = partial(self.structure.own, state_of, data)
                 if isinstance(base.codec, PacketCodec):
-                    self.values = learn_values(data.rows, state_of, layout)
+                    self.values = learn_values(data, state_of)
             else:
                 self.structure = learn_exemplars(data, edges, base.codec, longest)
                 own = partial(own_edges, data, edges)
@@ -191,12 +192,12 @@ class StableDiffusion(Backend):
                     some_rngs, some_begin = [rngs[i] for i in some], [begin[i] for i in some]
                     shape = codec.latent_shape(height)
                     noise = np.stack([rng.standard_normal(shape, np.float32) for rng in some_rngs])
-                    control, settled = None, None
+                    control, settled, again = None, None, None
                     if isinstance(self.structure, Structure):
                         states = self.structure.draw(some_begin, [drawn[i][1] for i in some], height, some_rngs)
-                        control = base.steer(self.structure.edges[states])
+                        control, again = base.steer(self.structure.edges[states]), self.structure.again[states]
                         if self.values and options.class_values:
-                            settled = partial(settle, self.values, self.layout, states.reshape(-1))
+                            settled = partial(settle, self.values, self.layout, states)
                     elif isinstance(self.structure, Exemplars):
                         control = base.steer(self.structure.draw(some_begin, height, some_rngs))
                     latents = denoise(
@@ -208,7 +209,11 @@ class StableDiffusion(Backend):
                         guidance=options.guidance,
                         control_scale=options.control_scale,
                     )
-                    for i, rows in zip(some, base.decode(latents, some_rngs, settled), strict=True):
+                    made = base.decode(latents, some_rngs, settled)
+                    if again is not None:
+                        made = send_again(made, again, self.layout)
+                    for i, rows in zip(some, made, strict=True):
+                        rows = answered_at(rows, drawn[i][2], self.layout)
                         flows[i] = _until_absent(rows)[: request.max_packets]
                     advance(len(some))
         return Encoded(
@@ -387,6 +392,8 @@ def _is_whole(structure: Structure | Exemplars | None, begin: Sequence[Start], e
         return bool(
             structure.edges.shape == (states, edge_features)
             and structure.edges.dtype == np.uint8
+            and structure.again.shape == (states,)
+            and structure.again.dtype == np.bool_
             and origin.shape == target.shape == chance.shape
             and np.array_equal(origin, np.sort(origin))
             and np.array_equal(np.unique(origin), np.arange(1, known))  # all but the flow's end lead on

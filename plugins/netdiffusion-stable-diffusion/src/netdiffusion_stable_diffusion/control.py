@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netdiffusion_core.context import Context
-from netdiffusion_core.model import Encoded
+from netdiffusion_core.model import Encoded, Layout, numbers
 
+from .autoencoder import TIME
 from .diffusion import heights, places, services
 from .images import ColourCodec, PacketCodec
 
@@ -34,6 +35,7 @@ FEWEST = 8
 SIZES_AN_OCTAVE = 4
 EXEMPLARS = 8
 END = 0
+DIRECTION = "trace.direction"
 
 _HEADERS = ("ipv4", "ipv6", "tcp", "udp", "icmp")
 _KIND_FIELDS = ("tcp.doff", "tcp.fin", "tcp.syn", "tcp.rst", "tcp.psh", "tcp.ackf", "icmp.type", "trace.direction")
@@ -80,11 +82,78 @@ def edge_rows(data: Encoded, codec: Codec, longest: int, context: Context) -> ND
     return edges
 
 
+def senders_last(
+    rows: NDArray[np.int8], flow: NDArray[np.int64], layout: Layout, among: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """
+    Return which packet, of those among which it is to be, its sender sent last before it in the same flow:
+    int64[packets], -1 for none. Packets are in flow order; a layout without direction tells of one sender a flow.
+    """
+    key, spans = 2 * flow, layout.spans()
+    if DIRECTION in spans:
+        key = key + (rows[:, spans[DIRECTION].start] == 1)
+    order = np.argsort(key, kind="stable")
+    begins = np.flatnonzero(np.diff(key[order], prepend=-1))
+    first = np.repeat(begins, np.diff(np.append(begins, len(order))))
+    counts = np.ones(len(order), bool) if among is None else among[order]
+    before = np.append(-1, np.maximum.accumulate(np.where(counts, np.arange(len(order)), -1)))[:-1]
+    last = np.empty(len(order), np.int64)
+    last[order] = np.where(before >= first, order[before], -1)
+    return last
+
+
+def sequence_space(rows: NDArray[np.int8], layout: Layout) -> NDArray[np.int64]:
+    """
+    Return how many sequence numbers packets take: data, SYN and FIN (RFC 9293 section 3.4), int64[packets]. 0 where
+    there is no TCP over IPv4.
+    """
+    spans = layout.spans()
+    if not {"ipv4.tl", "ipv4.hl", "tcp.doff", "tcp.syn", "tcp.fin"} <= set(spans):
+        return np.zeros(len(rows), np.int64)
+    total, ip_words, tcp_words, syn, fin = (
+        numbers(rows[:, spans[name]]) for name in ("ipv4.tl", "ipv4.hl", "tcp.doff", "tcp.syn", "tcp.fin")
+    )
+    there = (total >= 0) & (ip_words >= 0) & (tcp_words >= 0) & (syn >= 0) & (fin >= 0)
+    return np.where(there, np.maximum(total - 4 * (ip_words + tcp_words), 0) + syn + fin, 0)
+
+
+def sent_again(data: Encoded) -> NDArray[np.bool_]:
+    """
+    Tell which packets are retransmissions: TCP segments that take the sequence numbers which their sender's last one
+    with any took.
+    """
+    taken = sequence_space(data.rows, data.layout)
+    last = senders_last(data.rows, data.flow_of, data.layout, taken > 0)
+    if "tcp.seq" not in data.layout.spans():
+        return np.zeros(len(last), bool)
+    sequence = numbers(data.rows[:, data.layout.span("tcp.seq")])
+    again: NDArray[np.bool_] = (last >= 0) & (taken > 0) & (taken == taken[last]) & (sequence == sequence[last])
+    return again
+
+
+def send_again(rows: NDArray[np.int8], again: NDArray[np.bool_], layout: Layout) -> NDArray[np.int8]:
+    """
+    Return flows, int8[flows, packets, columns], in which these packets (bool[flows, packets]) are those that their
+    senders sent last, but for the time.
+    """
+    flat, again = rows.reshape(-1, rows.shape[-1]), again.reshape(-1)
+    flow = np.repeat(np.arange(len(rows)), rows.shape[1])
+    last = senders_last(flat, flow, layout, ~again & (sequence_space(flat, layout) > 0))
+    packets = np.flatnonzero(again & (last >= 0))
+    columns = np.ones(flat.shape[1], bool)
+    if TIME in layout.spans():
+        columns[layout.spans()[TIME]] = False
+    flat = flat.copy()
+    flat[np.ix_(packets, columns)] = flat[np.ix_(last[packets], columns)]
+    return flat.reshape(rows.shape)
+
+
 def packet_kinds(data: Encoded) -> NDArray[np.int64]:
     """
-    Number the kinds of packets: headers, TCP flags and header length, ICMP type, direction, order of size.
+    Number the kinds of packets: headers, TCP flags and header length, ICMP type, direction, order of size, whether they
+    are sent again, and how far the connection is closed.
     """
-    spans, parts = data.layout.spans(), []
+    spans, parts = data.layout.spans(), [sent_again(data).astype(np.int64), *_closed(data)]
     for name in (*_HEADERS, *_KIND_FIELDS):
         if name in spans:
             columns = data.rows[:, spans[name]]
@@ -93,7 +162,20 @@ def packet_kinds(data: Encoded) -> NDArray[np.int64]:
         if name in spans:
             size = (data.rows[:, spans[name]] == 1) @ (1 << np.arange(15, -1, -1))
             parts.append((SIZES_AN_OCTAVE * np.log2(np.maximum(size, 1))).astype(np.int64))
-    return _number(*parts) if parts else np.zeros(len(data.rows), np.int64)
+    return _number(*parts)
+
+
+def _closed(data: Encoded) -> list[NDArray[np.int64]]:
+    """
+    Return how many FIN (at most one) of each side, and how many RST (at most two), came before each packet.
+    """
+    spans, found = data.layout.spans(), []
+    if {"tcp.fin", "tcp.rst", DIRECTION} <= set(spans):
+        fin, rst, back = (data.rows[:, spans[name].start] == 1 for name in ("tcp.fin", "tcp.rst", DIRECTION))
+        for flag, most in ((fin & ~back, 1), (fin & back, 1), (rst, 2)):
+            before = np.cumsum(flag) - flag
+            found.append(np.minimum(before - np.repeat(before[data.starts[:-1]], data.lengths), most))
+    return found
 
 
 def _number(*parts: NDArray[Any]) -> NDArray[np.int64]:
@@ -118,6 +200,7 @@ class Structure:
     origin   int32[steps]    a step leads from this state, sorted
     target   int32[steps]    to this one
     chance   float64[steps]  in that share of cases
+    again    bool[states]    packets in this state are sent again
     start    state of each start
     """
 
@@ -125,6 +208,7 @@ class Structure:
     origin: NDArray[np.int32]
     target: NDArray[np.int32]
     chance: NDArray[np.float64]
+    again: NDArray[np.bool_]
     start: dict[Start, int]
 
     def draw(
@@ -216,11 +300,14 @@ def learn_structure(
     means = sums / np.bincount(state)[1:, None]
     state_of = np.full(len(data.rows), END)
     state_of[seen] = state
+    again = np.zeros(number_of_states, bool)
+    again[state] = sent_again(data)[seen]
     structure = Structure(
         edges=np.concatenate([np.zeros_like(means[:1]), means]).round().astype(np.uint8),
         origin=origin.astype(np.int32),
         target=target.astype(np.int32),
         chance=count / np.bincount(origin, count)[origin],
+        again=again,
         start=start,
     )
     return structure, state_of

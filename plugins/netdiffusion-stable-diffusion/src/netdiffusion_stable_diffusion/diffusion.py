@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from netdiffusion_core.model import Encoded
+from netdiffusion_core.model import Encoded, Layout
 
 from .family import Family
 from .images import PacketCodec
@@ -56,6 +56,23 @@ def services(data: Encoded) -> list[str]:
     if "icmp.type" in spans:
         names = np.where((first[:, spans["icmp.type"]] >= 0).all(1), "icmp", names)
     return [str(name) for name in names]
+
+
+def answered_at(rows: NDArray[np.int8], service: str, layout: Layout) -> NDArray[np.int8]:
+    """
+    Return a flow's packets, int8[packets, columns], the responder of which has the port that `services` names.
+    """
+    spans, (transport, _, port) = layout.spans(), service.partition(" port ")
+    fields = {"tcp": ("tcp.sprt", "tcp.dprt"), "udp": ("udp.sport", "udp.dport")}.get(transport, ())
+    if not port or not {*fields, "trace.direction"} <= set(spans):
+        return rows
+    rows = rows.copy()
+    from_responder = rows[:, spans["trace.direction"].start] == 1
+    bits = int(port) >> np.arange(15, -1, -1) & 1
+    for field, sent in zip(fields, (from_responder, ~from_responder), strict=True):
+        there = (rows[:, spans[field]] >= 0).all(1)
+        rows[np.ix_(sent & there, np.arange(rows.shape[1])[spans[field]])] = bits
+    return rows
 
 
 def heights(lengths: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:

@@ -104,8 +104,8 @@ class PacketCodec:
         coded = torch.where(present > 0, value > 0, -1).to(torch.int8)
         coded[..., -TIME_BITS:] = torch.where(present[..., -TIME_BITS:] > 0, drawn[..., -TIME_BITS:], -1)
         if settle is not None:
-            packets = (each.flatten(0, 1).cpu().numpy() for each in (present, value, uniform, coded))
-            coded = torch.tensor(settle(*packets), device=coded.device).view_as(coded)
+            chances = (each.cpu().numpy() for each in (present, value, uniform, coded))
+            coded = torch.tensor(settle(*chances), device=coded.device)
         rows = with_binary_time(coded, self.spans)
         random = noise(rows, self.spans)
         for field in DRAWN_FIELDS:
