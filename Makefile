@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	touch $@
 
 demo: $(STAMP)  ## fine-tune on the bundled sample, generate, repair, evaluate, report
-	$(BIN)/netdiff run netdiffusion_core/samples/lab --encoder nprint --rules tcp,udp \
+	$(BIN)/netdiff run netdiffusion_core/samples/lab --encoder nprint --rules tcp,udp,icmp \
 	    --flows 12 --set backend.steps=120 --output runs/demo --overwrite
 
 test: $(STAMP) .venv/.extra .venv/.debian  ## all tests; one distribution's: make test plugin=netdiffusion-nprint
