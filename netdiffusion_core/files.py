@@ -13,9 +13,10 @@ import numpy as np
 
 from . import pipeline, repairs
 from .capture import write_capture
+from .columns import grouped
 from .context import Context
 from .errors import DataError
-from .flow_files import by_flow, cut
+from .flow_files import cut
 from .model import Traffic, Violation
 from .plugins import Plugins
 
@@ -84,7 +85,7 @@ def _violations(traffic: Traffic, rules: pipeline.Rules) -> list[Violation]:
     """
     Check traffic of any size, a slice of flows at a time; packets of no flow come first, together.
     """
-    order, starts = by_flow(traffic)
+    order, starts = grouped(traffic.flow_of, len(traffic.flows))
     slices = cut(starts)
     if len(slices) < 2:
         return list(pipeline.check(traffic, rules))
