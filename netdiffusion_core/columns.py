@@ -172,6 +172,18 @@ def grouped(
     return order, starts
 
 
+def argsort(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """
+    Return ``np.argsort(values, kind="stable")``, in a `Spool` where it is long.
+    """
+    if len(values) <= PIECE_ROWS:
+        return np.argsort(values, kind="stable")
+    least, bins = int(values.min()), len(values) // PIECE_ROWS + 1
+    width = (int(values.max()) - least) // bins + 1
+    bin_of = spooled(np.int32, ((values[piece] - least) // width for piece in pieces(len(values))))
+    return grouped(bin_of, bins, values)[0]
+
+
 def pieces(rows: int) -> Iterator[slice]:
     """
     Cut so many rows into pieces of `PIECE_ROWS`.

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .capture.flows import assemble, conversation_keys, group_ids
-from .capture.pcapfile import NO_FLOWS, is_capture, read_capture
-from .columns import Spool, pieces
+from .capture.pcapfile import is_capture, read_capture
+from .capture.pile import Pile
+from .columns import pieces
 from .context import Advance, silent
 from .errors import DataError, did_you_mean
 from .model import ICMP, ICMPV6, TCP, UDP, FlowTable, Traffic, concatenate
@@ -316,7 +317,7 @@ def _read(captures: list[_Capture], progress: Callable[[str, int], AbstractConte
     """
     Read all captures and assemble their flows at once; packets of no flow are dropped.
     """
-    bare, pile = [], _Pile()  # captures without flows, and their packets
+    bare, pile = [], Pile()  # captures without flows, and their packets
     parts = []  # traffic with flows
     with progress("read", len(captures)) as advance:
         for capture in captures:
@@ -334,62 +335,6 @@ def _read(captures: list[_Capture], progress: Callable[[str, int], AbstractConte
     traffic = concatenate(parts) if len(parts) > 1 else parts[0]
     _check_flows(captures, set(traffic.flows.sources.tolist()), set(traffic.flows.labels.tolist()))
     return traffic.select_flows(np.arange(len(traffic.flows))) if (traffic.flow_of < 0).any() else traffic
-
-
-class _Pile:
-    """
-    Traffics without flows, to be joined one behind the other; on disk where they are large.
-    """
-
-    def __init__(self) -> None:
-        self._only: Traffic | None = None
-        self._columns = {name: Spool(dtype) for name, dtype in _PILED.items()}
-        self._traffics = self._octets = 0
-
-    def add(self, traffic: Traffic) -> None:
-        """
-        Put a traffic on top.
-        """
-        self._traffics += 1
-        if self._traffics == 1:
-            self._only = traffic
-            return
-        if self._only is not None:
-            self._write(self._only, 0)
-            self._only = None
-        self._write(traffic, self._traffics - 1)
-
-    def traffic(self) -> tuple[Traffic, Array]:
-        """
-        Return all of it, and which one each packet is from: int32[packets].
-        """
-        if self._only is not None:
-            return self._only, np.broadcast_to(np.int32(0), len(self._only))
-        columns = {name: spool.array() for name, spool in self._columns.items()}
-        number = columns.pop("number")
-        none = {"flow_of": np.broadcast_to(np.int32(-1), len(number)), "from_initiator": np.zeros_like(number, bool)}
-        return Traffic(**columns, **none, flows=NO_FLOWS), number
-
-    def _write(self, traffic: Traffic, number: int) -> None:
-        for name, spool in self._columns.items():
-            if name == "starts":
-                spool.append(traffic.starts + self._octets)
-            elif name == "number":
-                spool.append(np.full(len(traffic), number))
-            else:
-                spool.append(getattr(traffic, name))
-        self._octets += len(traffic.data)
-
-
-_PILED = {
-    "data": np.uint8,
-    "starts": np.int64,
-    "captured_lengths": np.int32,
-    "wire_lengths": np.int32,
-    "timestamps": np.int64,
-    "link_types": np.uint16,
-    "number": np.int32,
-}
 
 
 def _name_flows(traffic: Traffic, capture: _Capture) -> Traffic:

@@ -101,7 +101,7 @@ class FlowFiles:
             data=part.data[begin:end],
             starts=part.starts - begin,
             flow_of=part.flow_of - first,
-            flows=self.traffic.flows.select(np.arange(first, last)),
+            flows=self.traffic.flows.select(slice(first, last)),
         )
 
 
@@ -113,7 +113,7 @@ def save(traffic: Traffic, folder: Path) -> None:
     writer = Writer(folder)
     for first, last in cut(starts):
         part = traffic.select_packets(order[starts[first] : starts[last]])
-        flows = traffic.flows.select(np.arange(first, last))
+        flows = traffic.flows.select(slice(first, last))
         writer.append(attrs.evolve(part, flow_of=part.flow_of - first, flows=flows))
     writer.close()
 

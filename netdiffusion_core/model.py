@@ -73,9 +73,9 @@ class FlowTable:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def select(self, flows: NDArray[Any]) -> FlowTable:
+    def select(self, flows: NDArray[Any] | slice) -> FlowTable:
         """
-        Return the table of these flows (indices or a mask), in the order given.
+        Return the table of these flows (indices, a mask or a slice), in the order given.
         """
         return FlowTable(**{f.name: getattr(self, f.name)[flows] for f in attrs.fields(FlowTable)})
 

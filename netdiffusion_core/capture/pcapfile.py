@@ -26,7 +26,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ..columns import Spool
+from ..columns import Spool, pieces
 from ..errors import DataError, RunError
 from ..model import LINK_ETHERNET, FlowTable, Traffic
 
@@ -107,16 +107,15 @@ def write_capture(path: Path, traffic: Traffic, order: Array | None = None) -> N
     several link types or of a time that pcap cannot hold, RunError when the disk does not take it.
     """
     part = traffic if order is None else traffic.select_packets(np.asarray(order, np.int64))
-    links = np.unique(part.link_types)
+    links = sorted({link for rows in pieces(len(part)) for link in np.unique(part.link_types[rows]).tolist()})
     if len(links) > 1:
         raise DataError(
             f"{path} would mix the link types {', '.join(map(str, links))}, and a pcap file holds one; "
             "write one file a link type"
         )
-    seconds = part.timestamps // _NS
-    if len(part) and not (seconds.min() >= 0 and seconds.max() < 1 << 32):
+    if len(part) and not (part.timestamps.min() >= 0 and part.timestamps.max() < _NS << 32):
         raise DataError(f"{path}: pcap holds times from 1970 to 2106, and a packet lies outside")
-    link = int(links[0]) if len(links) else LINK_ETHERNET
+    link = links[0] if links else LINK_ETHERNET
     with _whole_or_not(path) as file:
         file.write(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, MAX_CAPTURED_BYTES, link))
         for chunk in part.chunks():
