@@ -910,7 +910,7 @@ def _shown(real: Traffic, synthetic: Traffic, context: Context) -> dict[str, Any
         if len(traffic) > REPORT_PACKETS:
             labels = traffic.flows.labels
             order = context.rng(f"report:{side}").permutation(len(labels))
-            lengths = np.bincount(traffic.flow_of, minlength=len(labels))
+            lengths = np.diff(traffic.by_flow()[1])
             names = np.unique(labels)
             mine = [order[labels[order] == name] for name in names]
             few = [m[: max(1, int((np.cumsum(lengths[m]) <= REPORT_PACKETS // len(names)).sum()))] for m in mine]

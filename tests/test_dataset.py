@@ -8,6 +8,7 @@ import csv
 import gzip
 import os
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from netdiffusion_core import columns, dataset
-from netdiffusion_core.capture import assemble, read_capture
+from netdiffusion_core.capture import assemble, pcapfile, read_capture
 from netdiffusion_core.dataset import ClassSummary, check_label, load, summary
 from netdiffusion_core.errors import DataError
 from netdiffusion_core.model import Traffic
@@ -300,3 +301,21 @@ def test_what_does_not_fit_into_memory_lies_on_disk_and_is_the_same(
     monkeypatch.setattr(columns, "PIECE_ROWS", rows)
     assert worked_on() == whole
     assert len(whole[0]) > 2000
+
+
+def test_memory_does_not_grow_with_the_packets(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, value in (
+        (columns, "SPOOLED_BYTES", 10_000), (columns, "PIECE_ROWS", 10_000),
+        (pcapfile, "MAPPED_BYTES", 1000), (pcapfile, "_WINDOW_BYTES", 100_000),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    some = capture(*range(1000, 1500))
+    data = tree({"few/1.pcap": some + 99 * some[24:], "many/1.pcap": some + 299 * some[24:]})
+    peaks = []
+    for name, packets in (("few", 100_000), ("many", 300_000)):
+        tracemalloc.start()
+        traffic = load(data / name)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (len(traffic), len(traffic.flows)) == (packets, 500)
+    assert peaks[1] < 1.1 * peaks[0]
