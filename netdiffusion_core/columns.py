@@ -124,8 +124,10 @@ def spooled(dtype: Any, parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
 
 def filled(rows: int, value: Any, dtype: Any) -> NDArray[Any]:
     """
-    Return dtype[rows] of one value, to be changed, in a `Spool`.
+    Return dtype[rows] of one value, to be changed, in a `Spool` where these are many.
     """
+    if rows <= PIECE_ROWS:
+        return np.full(rows, value, dtype)
     return spooled(dtype, (np.full(piece.stop - piece.start, value, dtype) for piece in pieces(rows)))
 
 

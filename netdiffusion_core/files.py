@@ -137,6 +137,9 @@ def _parts(traffic: Traffic) -> Iterator[tuple[int, Array, Traffic]]:
     loose = spooled(np.int64, (p.start + np.flatnonzero(traffic.flow_of[p] < 0) for p in pieces(len(traffic))))
     some = [(0, 0, loose[i : i + SLICE_PACKETS]) for i in range(0, len(loose), SLICE_PACKETS)]
     some += [(a, b, order[starts[a] : starts[b]]) for a, b in cut(starts)]
+    if len(some) == 1:
+        yield 0, np.arange(len(traffic)), traffic
+        return
     for first, last, unsorted in some:
         packets = np.sort(unsorted)
         part = traffic.select_packets(packets)
