@@ -8,16 +8,14 @@ import csv
 import io
 import ipaddress
 import logging
-import mmap
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote
 
 import attrs
@@ -26,8 +24,10 @@ from numpy.typing import NDArray
 
 from .capture.flows import assemble, conversation_keys, group_ids
 from .capture.pcapfile import is_capture, read_capture
+from .capture.pile import Pile
+from .columns import pieces
 from .context import Advance, silent
-from .errors import DataError, RunError, did_you_mean
+from .errors import DataError, did_you_mean
 from .model import ICMP, ICMPV6, TCP, UDP, FlowTable, Traffic, concatenate
 
 Array = NDArray[Any]
@@ -38,9 +38,6 @@ OpenCapture = Callable[[Path], Traffic | None]
 
 SPLITS = ("train", "test")
 _MAX_VISITS = 100
-
-JOINED_BYTES = 1 << 26
-"""Captures of more bytes together are joined on disk."""
 
 _CAPTURE_NAME = re.compile(r"\.(pcap|pcapng|cap)(\.gz)?$", re.IGNORECASE)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file's name on Windows
@@ -84,7 +81,7 @@ class ClassSummary:
 class _Capture:
     """
     A file to read, its name relative to the data folder, what folders or labels say of it, and its traffic where a
-    plugin opened it; the number of its packets, when they were read.
+    plugin opened it.
     """
 
     path: Path
@@ -92,7 +89,6 @@ class _Capture:
     label: str = ""
     split: str = ""
     opened: Traffic | None = None
-    packets: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -159,12 +155,14 @@ def summary(traffic: Traffic) -> list[ClassSummary]:
     """
     Return one row a class, sorted by name.
     """
-    flows, member = traffic.flows, traffic.flow_of >= 0
-    flow_of = traffic.flow_of[member]
-    packets, captured, wire = (
-        np.bincount(flow_of, weights, len(flows)).astype(np.int64)
-        for weights in (None, traffic.captured_lengths[member], traffic.wire_lengths[member])
-    )
+    flows = traffic.flows
+    packets, captured, wire = np.zeros((3, len(flows)), np.int64)
+    for piece in pieces(len(traffic)):
+        member = traffic.flow_of[piece] >= 0
+        flow_of = traffic.flow_of[piece][member]
+        packets += np.bincount(flow_of, minlength=len(flows))
+        for total, lengths in ((captured, traffic.captured_lengths), (wire, traffic.wire_lengths)):
+            total += np.bincount(flow_of, lengths[piece][member], len(flows)).astype(np.int64)
     names = {number: name for name, number in reversed(_PROTOCOLS.items())}
     rows = []
     for label in np.unique(flows.labels):
@@ -319,7 +317,7 @@ def _read(captures: list[_Capture], progress: Callable[[str, int], AbstractConte
     """
     Read all captures and assemble their flows at once; packets of no flow are dropped.
     """
-    bare, pile = [], _Pile()  # captures without flows, and their packets
+    bare, pile = [], Pile()  # captures without flows, and their packets
     parts = []  # traffic with flows
     with progress("read", len(captures)) as advance:
         for capture in captures:
@@ -327,79 +325,16 @@ def _read(captures: list[_Capture], progress: Callable[[str, int], AbstractConte
             if len(traffic.flows):
                 parts.append(_name_flows(traffic, capture))
             else:
-                bare.append(attrs.evolve(capture, packets=len(traffic), opened=None))
+                bare.append(attrs.evolve(capture, opened=None))
                 pile.add(traffic)
             advance(note=capture.name)
     if bare:
-        capture_of = np.repeat(np.arange(len(bare)), [c.packets for c in bare])
+        joined, capture_of = pile.traffic()
         label, split, source = (np.array([getattr(c, a) for c in bare]) for a in ("label", "split", "name"))
-        parts.insert(0, assemble(pile.traffic(), label=label, split=split, source=source, capture_of=capture_of))
+        parts.insert(0, assemble(joined, label=label, split=split, source=source, capture_of=capture_of))
     traffic = concatenate(parts) if len(parts) > 1 else parts[0]
     _check_flows(captures, set(traffic.flows.sources.tolist()), set(traffic.flows.labels.tolist()))
     return traffic.select_flows(np.arange(len(traffic.flows))) if (traffic.flow_of < 0).any() else traffic
-
-
-class _Pile:
-    """
-    Traffics, to be joined one behind the other. The bytes of many lie in a nameless file, which is mapped.
-    """
-
-    def __init__(self) -> None:
-        self._blocks: list[Traffic] = []
-        self._loose: list[Traffic] = []
-        self._octets = self._written = 0
-        self._file: IO[bytes] | None = None
-
-    def add(self, traffic: Traffic) -> None:
-        """
-        Put a traffic on top.
-        """
-        self._loose.append(traffic)
-        self._octets += len(traffic.data)
-        if len(self._loose) + len(self._blocks) > 1 and (self._octets > JOINED_BYTES or len(self._loose) >= 1024):
-            self._settle(self._octets > JOINED_BYTES or self._file is not None)
-
-    def traffic(self) -> Traffic:
-        """
-        Return all of it.
-        """
-        if not self._blocks:
-            return self._loose[0] if len(self._loose) == 1 else concatenate(self._loose)
-        self._settle(self._file is not None)
-        joined = concatenate(self._blocks)
-        if self._file is None:
-            return joined
-        self._file.flush()
-        content = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        return attrs.evolve(joined, data=np.frombuffer(content, np.uint8))
-
-    def _settle(self, on_disk: bool) -> None:
-        """
-        Make one block of what lies loose, and bring the bytes of all blocks to disk where they are many.
-        """
-        if on_disk:
-            self._blocks, self._loose = ([self._written_down(t) for t in some] for some in (self._blocks, self._loose))
-            self._octets = 0
-        if self._loose:
-            self._blocks.append(concatenate(self._loose))
-            self._loose = []
-
-    def _written_down(self, block: Traffic) -> Traffic:
-        """
-        Return a traffic without its bytes: they are in the file.
-        """
-        if not len(block.data):
-            return block
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        try:
-            self._file.write(block.data.data)
-        except OSError as error:
-            place = tempfile.gettempdir()
-            raise RunError(f"the captures do not fit into {place}, where they are joined: set TMPDIR") from error
-        moved = attrs.evolve(block, data=np.empty(0, np.uint8), starts=block.starts + self._written)
-        self._written += len(block.data)
-        return moved
 
 
 def _name_flows(traffic: Traffic, capture: _Capture) -> Traffic:

@@ -7,13 +7,13 @@ It is for the length of a run and for its workers: nobody but a run reads what i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Column, mapped
+from . import columns
+from .columns import Column, grouped, mapped
 from .model import FlowTable, Traffic
 
 SLICE_FLOWS, SLICE_PACKETS = 512, 1 << 15
@@ -54,7 +54,7 @@ class Writer:
         """
         Write flows behind those that are there.
         """
-        order, starts = by_flow(traffic)
+        order, starts = grouped(traffic.flow_of, len(traffic.flows))
         part = traffic.select_packets(order).packed()
         self._data.append(part.data)
         for name, column in self._columns.items():
@@ -101,7 +101,7 @@ class FlowFiles:
             data=part.data[begin:end],
             starts=part.starts - begin,
             flow_of=part.flow_of - first,
-            flows=self.traffic.flows.select(np.arange(first, last)),
+            flows=self.traffic.flows.select(slice(first, last)),
         )
 
 
@@ -109,11 +109,11 @@ def save(traffic: Traffic, folder: Path) -> None:
     """
     Write traffic of any size into an existing folder.
     """
-    order, starts = by_flow(traffic)
+    order, starts = grouped(traffic.flow_of, len(traffic.flows))
     writer = Writer(folder)
     for first, last in cut(starts):
         part = traffic.select_packets(order[starts[first] : starts[last]])
-        flows = traffic.flows.select(np.arange(first, last))
+        flows = traffic.flows.select(slice(first, last))
         writer.append(attrs.evolve(part, flow_of=part.flow_of - first, flows=flows))
     writer.close()
 
@@ -124,20 +124,4 @@ def cut(starts: NDArray[np.int64]) -> list[tuple[int, int]]:
 
     starts  int64[flows+1]: where the packets of each flow begin
     """
-    slices, first, flows = [], 0, len(starts) - 1
-    while first < flows:
-        within = int(np.searchsorted(starts, starts[first] + SLICE_PACKETS, side="right")) - 1
-        last = min(max(within, first + 1), first + SLICE_FLOWS, flows)
-        slices.append((first, last))
-        first = last
-    return slices
-
-
-def by_flow(traffic: Traffic) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """
-    Return ``(order, starts)`` like `Traffic.by_flow`, but the packets of a flow in the order that they have.
-    """
-    order = np.argsort(traffic.flow_of, kind="stable")
-    order = order[np.searchsorted(traffic.flow_of[order], 0) :]
-    counts = np.bincount(traffic.flow_of[order], minlength=len(traffic.flows))
-    return order, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return list(columns.cut(starts, SLICE_PACKETS, SLICE_FLOWS))

@@ -18,6 +18,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from .columns import grouped, pieces, spooled, taken
+
 MISSING = -1
 """The value of a bit whose header is absent from the packet (nPrint's fill value)."""
 
@@ -71,9 +73,9 @@ class FlowTable:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def select(self, flows: NDArray[Any]) -> FlowTable:
+    def select(self, flows: NDArray[Any] | slice) -> FlowTable:
         """
-        Return the table of these flows (indices or a mask), in the order given.
+        Return the table of these flows (indices, a mask or a slice), in the order given.
         """
         return FlowTable(**{f.name: getattr(self, f.name)[flows] for f in attrs.fields(FlowTable)})
 
@@ -127,16 +129,14 @@ class Traffic:
         """
         Return ``(order, starts)``: the packets of flow i, by time, are ``order[starts[i]:starts[i + 1]]``.
         """
-        order = np.lexsort((self.timestamps, self.flow_of))
-        order = order[np.searchsorted(self.flow_of[order], 0) :]
-        counts = np.bincount(self.flow_of[order], minlength=len(self.flows))
-        return order, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return grouped(self.flow_of, len(self.flows), self.timestamps)
 
     def select_packets(self, packets: NDArray[Any] | slice) -> Traffic:
         """
         Return the traffic of these packets (int indices or a slice), in the order given; the flow table stays as it is.
         """
-        return attrs.evolve(self, **{name: getattr(self, name)[packets] for name in _PACKET_COLUMNS})
+        columns: dict[str, Any] = {name: taken(getattr(self, name), packets) for name in _PACKET_COLUMNS}
+        return attrs.evolve(self, **columns)
 
     def packed(self) -> Traffic:
         """
@@ -180,8 +180,9 @@ class Traffic:
         chosen = np.flatnonzero(flows) if np.asarray(flows).dtype == np.bool_ else np.asarray(flows, np.int64)
         rank = np.full(len(self.flows) + 1, -1, np.int32)  # the last entry serves flow_of == -1
         rank[chosen] = np.arange(len(chosen))
-        part = self.select_packets(np.flatnonzero(rank[self.flow_of] >= 0))
-        return attrs.evolve(part, flow_of=rank[part.flow_of], flows=self.flows.select(chosen))
+        mine = (p.start + np.flatnonzero(rank[self.flow_of[p]] >= 0) for p in pieces(len(self)))
+        part = self.select_packets(spooled(np.int64, mine))
+        return attrs.evolve(part, flow_of=taken(rank, part.flow_of), flows=self.flows.select(chosen))
 
 
 _MAPPED_BYTES_A_CHUNK = 1 << 26

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from . import dataset, gates, manifest, repairs, storage
 from .capture import assemble, read_capture, write_capture
 from .capture.pcapfile import is_capture
+from .columns import filled, pieces, spooled
 from .config import RunConfig, plain, to_toml
 from .context import Advance, Context, silent, stream_seed
 from .errors import ConfigError, DataError, PluginError, did_you_mean
@@ -452,9 +453,14 @@ def load(config: RunConfig, plugins: Plugins, progress: Progress = silent) -> Tr
         progress=progress,
     )
     order, starts = traffic.by_flow()
-    rank = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
-    early = rank < config.max_packets
-    return traffic if early.all() else traffic.select_packets(np.sort(order[early]))
+    if np.diff(starts).max(initial=0) <= config.max_packets:
+        return traffic
+    early = filled(len(traffic), False, np.bool_)
+    for piece in pieces(len(order)):
+        rows = np.arange(piece.start, piece.stop)
+        rank = rows - starts[np.searchsorted(starts, rows, side="right") - 1]
+        early[order[piece][rank < config.max_packets]] = True
+    return traffic.select_packets(spooled(np.int64, (p.start + np.flatnonzero(early[p]) for p in pieces(len(early)))))
 
 
 def split(traffic: Traffic, context: Context) -> RealTraffic:
@@ -905,7 +911,7 @@ def _shown(real: Traffic, synthetic: Traffic, context: Context) -> dict[str, Any
         if len(traffic) > REPORT_PACKETS:
             labels = traffic.flows.labels
             order = context.rng(f"report:{side}").permutation(len(labels))
-            lengths = np.bincount(traffic.flow_of, minlength=len(labels))
+            lengths = np.diff(traffic.by_flow()[1])
             names = np.unique(labels)
             mine = [order[labels[order] == name] for name in names]
             few = [m[: max(1, int((np.cumsum(lengths[m]) <= REPORT_PACKETS // len(names)).sum()))] for m in mine]

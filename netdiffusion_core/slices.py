@@ -104,7 +104,7 @@ class Workshop:
         """
         target.mkdir(parents=True, exist_ok=True)
         with self._parts() as parts:
-            work = _Encode(self.plugins, parts, self._encoder(), traffic, dict(encoder_index))
+            work = _Encode(self.plugins, parts, traffic, self._encoder(), dict(encoder_index))
             made = self._each("encode", work)
             if len(work.slices) == 1:
                 (part,) = made
@@ -281,10 +281,8 @@ class _Making(_Work[Result]):
 
 
 @attrs.define(slots=False, eq=False)
-class _Encode(_Making[Path]):
-    encoder: Encoder
+class _Reading(_Work[Result]):
     traffic: Path
-    encoder_index: dict[str, Any]
 
     @cached_property
     def files(self) -> FlowFiles:
@@ -293,6 +291,12 @@ class _Encode(_Making[Path]):
     @property
     def slices(self) -> list[Slice]:
         return cut(self.files.starts)
+
+
+@attrs.define(slots=False, eq=False)
+class _Encode(_Reading[Path], _Making[Path]):
+    encoder: Encoder
+    encoder_index: dict[str, Any]
 
     def __call__(self, piece: tuple[int, Slice]) -> Path:
         number, flows = piece
@@ -356,19 +360,6 @@ class _Finish(_Making[tuple[Path, repairs.Tally]]):
             if self.with_changes:
                 repairs.write_csv(draft / _CHANGES, changes, self.names[first:last], with_head=number == 0)
         return part, repairs.Tally.of(changes, len(traffic))
-
-
-@attrs.define(slots=False, eq=False)
-class _Reading(_Work[Result]):
-    traffic: Path
-
-    @cached_property
-    def files(self) -> FlowFiles:
-        return FlowFiles(self.traffic)
-
-    @property
-    def slices(self) -> list[Slice]:
-        return cut(self.files.starts)
 
 
 @attrs.define(slots=False, eq=False)

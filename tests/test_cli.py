@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 
 import netdiffusion_core
-from netdiffusion_core import dataset, flow_files, slices
+from netdiffusion_core import columns, dataset, files, flow_files, slices
+from netdiffusion_core.capture import read_capture, write_capture
 from netdiffusion_core.cli import main
 from netdiffusion_core.hookspecs import hookimpl
 from netdiffusion_core.manifest import folder_digest
+from netdiffusion_core.model import concatenate
 from netdiffusion_core.plugins import Broken, Origin, Plugins
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -417,3 +420,24 @@ def test_a_large_capture_is_checked_a_slice_at_a_time(
         main(words)
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_large_capture_is_mended_a_slice_at_a_time(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The captures of a sample are one here: as they came, and backwards.
+    """
+    pytest.importorskip("netdiffusion_inet", reason="netdiffusion-inet is not installed")
+    monkeypatch.chdir(tmp_path)
+    sample = Path(netdiffusion_core.__file__).parent / "samples/lab"
+    traffic = concatenate([read_capture(path) for path in sorted(sample.glob("*/test.pcap"))])
+    write_capture(Path("broken.pcap"), traffic, np.arange(len(traffic))[::step])
+    assert main(["repair", "broken.pcap", "-o", "whole", "-q"]) == 0
+    monkeypatch.setattr(files, "WHOLE_PACKETS", 0)
+    monkeypatch.setattr(flow_files, "SLICE_FLOWS", 3)
+    monkeypatch.setattr(columns, "PIECE_ROWS", 1000)
+    assert main(["repair", "broken.pcap", "-o", "in slices", "-q"]) == 0
+    mended = [Path(folder, "broken.pcap").read_bytes() for folder in ("whole", "in slices")]
+    assert mended[0] == mended[1] != Path("broken.pcap").read_bytes()

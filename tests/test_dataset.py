@@ -8,19 +8,23 @@ import csv
 import gzip
 import os
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 
-from netdiffusion_core import dataset
-from netdiffusion_core.capture import assemble, read_capture
+from netdiffusion_core import columns, dataset
+from netdiffusion_core.capture import assemble, pcapfile, read_capture
 from netdiffusion_core.dataset import ClassSummary, check_label, load, summary
 from netdiffusion_core.errors import DataError
 from netdiffusion_core.model import Traffic
 
 DATA = Path(os.environ.get("NETDIFFUSION_TEST_DATA", Path(__file__).parents[2] / "shared")) / "data"
+SAMPLE = Path(dataset.__file__).parent / "samples/lab"
 
 
 def capture(*ports: int, protocol: int = 17) -> bytes:
@@ -281,11 +285,37 @@ def test_real_flows_are_what_an_independent_tool_found() -> None:
     assert sorted(zip(*columns, strict=True)) == sorted(expected)
 
 
-@pytest.mark.parametrize("in_memory", [1, 150, 1000])
-def test_captures_that_do_not_fit_into_memory_are_joined_on_disk(
-    make_data: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, in_memory: int
+@pytest.mark.parametrize(("in_memory", "rows"), [(1, 7), (500, 100), (20_000, 1000)])
+def test_what_does_not_fit_into_memory_lies_on_disk_and_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, in_memory: int, rows: int
 ) -> None:
-    data = make_data({"web": 4, "dns": 5})
-    whole = dataset.load(data)
-    monkeypatch.setattr(dataset, "JOINED_BYTES", in_memory)
-    assert dataset.load(data).packed() == whole.packed()
+    def worked_on() -> list[Any]:
+        traffic = dataset.load(SAMPLE, classes=["dns", "ping", "https-page"])
+        backwards = attrs.evolve(traffic, timestamps=traffic.timestamps[::-1])
+        some = backwards.select_flows(np.arange(len(traffic.flows))[::-3])
+        order, starts = backwards.by_flow()
+        return [traffic.packed(), some.packed(), summary(traffic), order.tolist(), starts.tolist()]
+
+    whole = worked_on()
+    monkeypatch.setattr(columns, "SPOOLED_BYTES", in_memory)
+    monkeypatch.setattr(columns, "PIECE_ROWS", rows)
+    assert worked_on() == whole
+    assert len(whole[0]) > 2000
+
+
+def test_memory_does_not_grow_with_the_packets(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, value in (
+        (columns, "SPOOLED_BYTES", 10_000), (columns, "PIECE_ROWS", 10_000),
+        (pcapfile, "MAPPED_BYTES", 1000), (pcapfile, "_WINDOW_BYTES", 100_000),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    some = capture(*range(1000, 1500))
+    data = tree({"few/1.pcap": some + 99 * some[24:], "many/1.pcap": some + 299 * some[24:]})
+    peaks = []
+    for name, packets in (("few", 100_000), ("many", 300_000)):
+        tracemalloc.start()
+        traffic = load(data / name)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (len(traffic), len(traffic.flows)) == (packets, 500)
+    assert peaks[1] < 1.1 * peaks[0]

@@ -1,14 +1,17 @@
 """
-Time and memory of encode, of repair, check and write, and of evaluate, for a thousand flows and for many more.
+Time and memory of encode, of repair, check and write, and of evaluate, for a thousand flows and for many more, or for
+one large capture.
 
-The flows are those of the bundled sample, drawn with replacement, with 64 packets each and other addresses. Memory is
-the peak of all processes of a stage together, without the pages of mapped files (RssAnon of Linux): those are the page
-cache's, and are given back when somebody else needs them.
+The flows are those of the bundled sample, drawn with replacement, with 64 packets each and other addresses; a large
+capture holds copies of the whole sample, each with other addresses. Memory is the peak of all processes of a stage
+together, without the pages of mapped files (RssAnon of Linux): those are the page cache's, and are given back when
+somebody else needs them.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import shutil
@@ -34,12 +37,15 @@ from netdiffusion_core.plugins import Plugins
 SAMPLE = Path(__file__).parents[1] / "netdiffusion_core/samples/lab"
 PACKETS = 64
 STAGES = ("encode", "repair, check, write", "evaluate")
+ONE_CAPTURE = ("encode a capture", "repair a capture", "check a capture", "evaluate a capture")
+BLOCK_S = 60  # of a large capture: the flows of a copy of the sample begin within so many seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--flows", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, len(os.sched_getaffinity(0))])
+    parser.add_argument("--capture-gb", type=float, help="one capture of that size instead (5: 40 GB of space)")
     parser.add_argument("--folder", type=Path, help="where the flows are written (100,000: tens of GB); else TMPDIR")
     parser.add_argument("--evaluators", default="", help="by comma; all if none is named")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
@@ -48,18 +54,22 @@ def main() -> None:
         work(given.stage, given.folder, given.processes[0], given.evaluators)
         return
     table = Table(box=None, header_style="bold")
-    for name in ("flows", "stage", "processes", "s", "packets/s", "peak MiB"):
+    for name in ("flows", "packets", "stage", "processes", "s", "packets/s", "peak MiB"):
         table.add_column(name, justify="left" if name == "stage" else "right")
-    for flows in given.flows:
+    for size in [given.capture_gb] if given.capture_gb else given.flows:
         with tempfile.TemporaryDirectory(dir=given.folder, prefix="bench-") as place:
             folder = Path(place)
-            make(folder, flows)
-            for stage in STAGES:
+            if given.capture_gb:
+                flows, packets = make_capture(folder / "large.pcap", size)
+            else:
+                make(folder, size)
+                flows, packets = size, size * PACKETS
+            for stage in ONE_CAPTURE if given.capture_gb else STAGES:
                 for processes in dict.fromkeys(given.processes):
                     words = ["--stage", stage, "--folder", place, "--processes", str(processes)]
                     seconds, mib = measure([*words, "--evaluators", given.evaluators])
-                    rate = f"{flows * PACKETS / seconds:,.0f}"
-                    table.add_row(f"{flows:,}", stage, str(processes), f"{seconds:.1f}", rate, f"{mib:,}")
+                    row = (f"{flows:,}", f"{packets:,}", stage, str(processes), f"{seconds:.1f}")
+                    table.add_row(*row, f"{packets / seconds:,.0f}", f"{mib:,}")
                     print(f"{flows} flows, {stage}, {processes} processes: {seconds:.1f} s, {mib} MiB", file=sys.stderr)
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}")
     Console(width=100).print(table)
@@ -100,6 +110,31 @@ def make(folder: Path, flows: int) -> None:
                 write_capture(target / f"{number:05d}.pcap", half)
 
 
+def make_capture(path: Path, gigabytes: float) -> tuple[int, int]:
+    """
+    Write one capture of that size: copies of the sample with other addresses, one after the other. Return the number of
+    its flows and packets.
+    """
+    plugins = Plugins.discover()
+    config = RunConfig(data=SAMPLE)
+    encoder, config = pipeline.prepare_encoder(config, plugins)
+    sample = encoder.encode(pipeline.load(config, plugins))
+    flows = packets = 0
+    part = path.with_name("part.pcap")
+    with path.open("wb") as file:
+        for number in itertools.count():
+            rng = np.random.default_rng(number)
+            begin = 1_700_000_000 + BLOCK_S * (number + rng.random(len(sample)))
+            block = encoder.decode(attrs.evolve(sample, start_times=(begin * 1e9).astype(np.int64)), rng)
+            write_capture(part, block, np.argsort(block.timestamps, kind="stable"))
+            file.write(part.read_bytes()[24 if number else 0 :])
+            flows, packets = flows + len(block.flows), packets + len(block)
+            if file.tell() > gigabytes * 1e9:
+                break
+    part.unlink()
+    return flows, packets
+
+
 def halved(traffic: pipeline.Traffic) -> dict[str, pipeline.Traffic]:
     flows = np.arange(len(traffic.flows))
     return {"test": traffic.select_flows(flows % 3 == 0), "train": traffic.select_flows(flows % 3 > 0)}
@@ -109,18 +144,21 @@ def work(stage: str, folder: Path, processes: int, evaluators: str) -> None:
     """
     Do one stage, in a process of its own.
     """
-    netdiff = [sys.executable, "-m", "netdiffusion_core"]
-    here = ["--set", f"executor.processes={processes}", "--max-packets", str(PACKETS), "-q"]
-    if stage == "encode":
-        os.execv(
-            sys.executable, [*netdiff, "encode", str(folder / "data"), "-o", str(folder / "bits"), "--overwrite", *here]
-        )
-    if stage == "evaluate":
-        some = ["--evaluators", evaluators] if evaluators else []
-        data = [str(folder / "data"), str(folder / "synthetic")]
-        os.execv(
-            sys.executable, [*netdiff, "evaluate", *data, "-o", str(folder / "report"), "--overwrite", *some, *here]
-        )
+    data, bits, synthetic, large = (folder / name for name in ("data", "bits", "synthetic", "large.pcap"))
+    cut, some = ["--max-packets", PACKETS], ["--evaluators", evaluators] if evaluators else []
+    commands = {
+        "encode": ["encode", data, "-o", bits, *cut],
+        "evaluate": ["evaluate", data, synthetic, "-o", folder / "report", *cut, *some],
+        "encode a capture": ["encode", large, "-o", bits],
+        "repair a capture": ["repair", large, "-o", synthetic],
+        "check a capture": ["check", synthetic / large.name],
+        "evaluate a capture": ["evaluate", large, synthetic / large.name, "-o", folder / "report", *some],
+    }
+    if stage in commands:
+        words = [*commands[stage], "--set", f"executor.processes={processes}", "-q"]
+        if "-o" in words:
+            words.append("--overwrite")
+        os.execv(sys.executable, [sys.executable, "-m", "netdiffusion_core", *map(str, words)])
     plugins = Plugins.discover()
     config = RunConfig(executor_options={"processes": processes})
     made_by = storage.read_encoder(folder / "bits")

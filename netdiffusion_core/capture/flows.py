@@ -12,6 +12,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from .. import columns
+from ..columns import cut, filled, grouped, pieces
 from ..model import ICMP, ICMPV6, TCP, UDP, FlowTable, Traffic
 from .dissect import Dissection, dissect, uint
 
@@ -46,43 +48,39 @@ def assemble(
     each packet is from, and `label`, `split` and `source` may then be str[captures].
     """
     n = len(traffic)
-    capture = np.broadcast_to(np.int64(0), n) if capture_of is None else np.asarray(capture_of, np.int64)
+    capture = np.broadcast_to(np.int64(0), n) if capture_of is None else np.asarray(capture_of)
     told = _tell(traffic, capture)
-    chosen = np.flatnonzero(told.conversation >= 0)
+    order, ends = grouped(told.conversation, told.conversations, traffic.timestamps)
+    flow_of, from_initiator = filled(n, -1, np.int32), filled(n, False, np.bool_)
+    leads, flows = [np.zeros(0, np.int64)], 0  # the first packet of each flow
+    for first, last in cut(ends, columns.PIECE_ROWS):
+        chosen = order[ends[first] : ends[last]]
+        conversation, swapped, protocol = told.conversation[chosen], told.swapped[chosen], told.protocol[chosen]
+        times, flags = traffic.timestamps[chosen], told.flags[chosen]
+        starts = np.diff(conversation, prepend=-1) != 0
+        is_icmp = (protocol == ICMP) | (protocol == ICMPV6)
+        silence_ns = np.diff(times, prepend=times[:1])
+        for has_timeout, timeout_s in ((is_icmp, icmp_timeout_s), (~is_icmp & (protocol != TCP), udp_timeout_s)):
+            starts |= has_timeout & (silence_ns > timeout_s * _NS)
+        starts |= _begins_connection(flags, told.sequence[chosen], told.acknowledged[chosen], conversation, swapped)
 
-    # In time order within each conversation.
-    in_time = bool((np.diff(traffic.timestamps[chosen]) >= 0).all())
-    conversation = told.conversation[chosen]
-    order = (
-        np.argsort(conversation, kind="stable") if in_time else np.lexsort((traffic.timestamps[chosen], conversation))
-    )
-    chosen, conversation = chosen[order], conversation[order]
-    swapped, protocol = told.swapped[chosen], told.protocol[chosen]
-    times = traffic.timestamps[chosen]
-    starts = np.diff(conversation, prepend=-1) != 0
-    is_icmp = (protocol == ICMP) | (protocol == ICMPV6)
-    silence_ns = np.diff(times, prepend=times[:1])
-    for has_timeout, timeout_s in ((is_icmp, icmp_timeout_s), (~is_icmp & (protocol != TCP), udp_timeout_s)):
-        starts |= has_timeout & (silence_ns > timeout_s * _NS)
-    flags = told.flags[chosen]
-    starts |= _begins_connection(flags, told.sequence[chosen], told.acknowledged[chosen], conversation, swapped)
+        flow = np.cumsum(starts) - 1
+        initiator_swapped = swapped[starts]
+        for sets, initiates in ((_SYN_ACK, ~swapped), (_SYN, swapped)):  # the SYN has the last word
+            i = np.flatnonzero(flags & _SYN_ACK == sets)[::-1]
+            initiator_swapped[flow[i]] = initiates[i]
+        flow_of[chosen] = flow + flows
+        from_initiator[chosen] = swapped == initiator_swapped[flow]
+        leads.append(chosen[starts])
+        flows += len(leads[-1])
 
-    # Number the flows by their first packets: those lie at `starts`.
-    begin = np.flatnonzero(starts)
-    rank = np.empty(len(begin), np.int64)
-    rank[np.lexsort((chosen[begin], times[begin], capture[chosen[begin]]))] = np.arange(len(begin))
-    flow = np.repeat(rank, np.diff(begin, append=len(chosen))).astype(np.int32)
-    by_rank = np.argsort(rank)
-    lead = chosen[begin][by_rank]  # the first packet of each flow
-    initiator_swapped = swapped[begin][by_rank]
-    for sets, initiates in ((_SYN_ACK, ~swapped), (_SYN, swapped)):  # the SYN has the last word
-        i = np.flatnonzero(flags & _SYN_ACK == sets)[::-1]
-        initiator_swapped[flow[i]] = initiates[i]
-
-    flow_of = np.full(n, -1, np.int32)
-    flow_of[chosen] = flow
-    from_initiator = np.zeros(n, bool)
-    from_initiator[chosen] = swapped == initiator_swapped[flow]
+    # Number the flows by their first packets.
+    lead = np.concatenate(leads)
+    by_rank = np.lexsort((lead, traffic.timestamps[lead], capture[lead]))
+    lead, rank = lead[by_rank], np.full(flows + 1, -1, np.int32)  # the last entry serves flow_of == -1
+    rank[by_rank] = np.arange(flows)
+    for piece in pieces(n):
+        flow_of[piece] = rank[flow_of[piece]]
     led = from_initiator[lead]
     lead_traffic = traffic.select_packets(lead)
     headers = dissect(lead_traffic)
@@ -119,7 +117,8 @@ class _Told:
     """
     What each packet tells about its flow, in as few bytes as a large capture asks for.
 
-    conversation            int32[packets]   equal for packets of one conversation, -1 for a packet of none
+    conversation            int32[packets]   the number of its conversation, -1 for a packet of none
+    conversations           int              how many there are
     swapped                 bool[packets]    whether the destination is the lower endpoint, see `conversation_keys`
     protocol                uint8[packets]
     flags                   uint8[packets]   of TCP; 0 where there is none
@@ -128,6 +127,7 @@ class _Told:
     """
 
     conversation: Array
+    conversations: int
     swapped: Array
     protocol: Array
     flags: Array
@@ -139,9 +139,9 @@ class _Told:
 
 def _tell(traffic: Traffic, capture: Array) -> _Told:
     n = len(traffic)
-    conversation, swapped = np.full(n, -1, np.int32), np.zeros(n, bool)
-    protocol, flags = np.zeros((2, n), np.uint8)
-    sequence, acknowledged = np.zeros((2, n), np.uint32)
+    conversation, swapped = filled(n, -1, np.int32), filled(n, False, np.bool_)
+    protocol, flags = (filled(n, 0, np.uint8) for _ in range(2))
+    sequence, acknowledged = (filled(n, 0, np.uint32) for _ in range(2))
     known, n_known = [np.zeros((0, 6), np.uint64)], 0  # the keys of each chunk's conversations
     fragments = [np.zeros((2, 0), np.int64)]  # packet, fragment offset
     datagrams = [np.zeros((0, 6), np.uint64)]  # and the keys of their datagrams
@@ -149,7 +149,7 @@ def _tell(traffic: Traffic, capture: Array) -> _Told:
         piece = traffic.select_packets(part)
         headers = dissect(piece)
         ports, addresses = _ports(piece, headers), _addresses(piece, headers)
-        scope = (capture[part] << 13) + headers.vlans + 1
+        scope = (capture[part].astype(np.int64) << 13) + headers.vlans + 1
         kinds = headers.ip_versions << 8 | np.maximum(headers.protocols, 0) | ports[:, 2] << 16
         keys, swapped[part] = conversation_keys(scope, kinds, addresses, ports[:, :2])
         i = np.flatnonzero(headers.ip_versions)
@@ -165,7 +165,10 @@ def _tell(traffic: Traffic, capture: Array) -> _Told:
         identity = headers.protocols[i] << 32 | headers.fragment_ids[i]
         datagrams.append(np.column_stack([words, scope[i].astype(np.uint64), identity.astype(np.uint64)]))
         fragments.append(np.stack([part.start + i, headers.fragment_offsets[i]]))
-    conversation = np.append(group_ids(np.concatenate(known))[0], -1).astype(np.int32)[conversation]
+    ids, one_each = group_ids(np.concatenate(known))
+    ids = np.append(ids, -1)  # for those of none
+    for rows in pieces(n):
+        conversation[rows] = ids[conversation[rows]]
 
     packets, offsets = np.concatenate(fragments, axis=1)
     later, head = _first_fragments(packets, offsets, np.concatenate(datagrams))
@@ -173,6 +176,7 @@ def _tell(traffic: Traffic, capture: Array) -> _Told:
     swapped[later] = swapped[head]
     return _Told(
         conversation=conversation,
+        conversations=len(one_each),
         swapped=swapped,
         protocol=protocol,
         flags=flags,

@@ -26,6 +26,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from ..columns import Spool, pieces
 from ..errors import DataError, RunError
 from ..model import LINK_ETHERNET, FlowTable, Traffic
 
@@ -106,16 +107,15 @@ def write_capture(path: Path, traffic: Traffic, order: Array | None = None) -> N
     several link types or of a time that pcap cannot hold, RunError when the disk does not take it.
     """
     part = traffic if order is None else traffic.select_packets(np.asarray(order, np.int64))
-    links = np.unique(part.link_types)
+    links = sorted({link for rows in pieces(len(part)) for link in np.unique(part.link_types[rows]).tolist()})
     if len(links) > 1:
         raise DataError(
             f"{path} would mix the link types {', '.join(map(str, links))}, and a pcap file holds one; "
             "write one file a link type"
         )
-    seconds = part.timestamps // _NS
-    if len(part) and not (seconds.min() >= 0 and seconds.max() < 1 << 32):
+    if len(part) and not (part.timestamps.min() >= 0 and part.timestamps.max() < _NS << 32):
         raise DataError(f"{path}: pcap holds times from 1970 to 2106, and a packet lies outside")
-    link = int(links[0]) if len(links) else LINK_ETHERNET
+    link = links[0] if links else LINK_ETHERNET
     with _whole_or_not(path) as file:
         file.write(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, MAX_CAPTURED_BYTES, link))
         for chunk in part.chunks():
@@ -235,12 +235,13 @@ NO_FLOWS = FlowTable(**_COLUMNS)
 class _Columns:
     """
     The columns of the packets read so far, window by window. A capture of a few gigabytes has tens of millions of
-    packets, so they are kept small, and none is in memory twice.
+    packets, so they are kept small, and on disk where they are many.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._windows: dict[str, list[Array]] = {"starts": [], "captured": [], "wire": [], "times": [], "links": []}
+        self._starts, self._times = Spool(np.int64), Spool(np.int64)
+        self._captured, self._wire, self._links = Spool(np.int32), Spool(np.int32), Spool(np.uint16)
 
     def add(self, starts: Array, captured: Array, wire: Array, times: Array, links: Array) -> None:
         """
@@ -248,40 +249,28 @@ class _Columns:
         """
         if (too_long := wire > _MAX_WIRE_BYTES).any():
             log.warning("%s: %d packets claim more than 2 GiB on the wire; 2 GiB is taken", self._path, too_long.sum())
-        wire = np.clip(wire, captured, _MAX_WIRE_BYTES)
-        small = captured.astype(np.int32), wire.astype(np.int32), links.astype(np.uint16)
-        found: tuple[Array, ...] = (starts, small[0], small[1], times, small[2])
-        for windows, column in zip(self._windows.values(), found, strict=True):
-            windows.append(column)
+        self._starts.append(starts)
+        self._captured.append(captured)
+        self._wire.append(np.clip(wire, captured, _MAX_WIRE_BYTES))
+        self._times.append(times)
+        self._links.append(links)
 
     def traffic(self, content: bytes | mmap.mmap) -> Traffic:
         """
         Make a traffic of them, without flows.
         """
-        dtypes = (np.int64, np.int32, np.int32, np.int64, np.uint16)
-        starts, captured, wire, times, links = map(_join, self._windows.values(), dtypes)
-        n = len(starts)
+        times = self._times.array()
         return Traffic(
             data=np.frombuffer(content, np.uint8),
-            starts=starts,
-            captured_lengths=captured,
-            wire_lengths=captured if np.array_equal(wire, captured) else wire,
+            starts=self._starts.array(),
+            captured_lengths=self._captured.array(),
+            wire_lengths=self._wire.array(),
             timestamps=times,
-            link_types=np.broadcast_to(links[0], n) if n and (links == links[0]).all() else links,
-            flow_of=np.broadcast_to(np.int32(-1), n),
-            from_initiator=np.broadcast_to(np.False_, n),
+            link_types=self._links.array(),
+            flow_of=np.broadcast_to(np.int32(-1), len(times)),
+            from_initiator=np.broadcast_to(np.False_, len(times)),
             flows=NO_FLOWS,
         )
-
-
-def _join(windows: list[Array], dtype: type) -> Array:
-    column: Array = np.empty(sum(map(len, windows)), dtype)
-    at = 0
-    for i, window in enumerate(windows):
-        column[at : at + len(window)] = window
-        at += len(window)
-        windows[i] = window[:0].copy()
-    return column
 
 
 def _read_pcap(path: Path, content: bytes | mmap.mmap) -> Traffic:

@@ -33,27 +33,29 @@ def check(
     from .. import pipeline
     from ..context import Context
     from ..errors import DataError
-    from ..files import Check, pieces
+    from ..files import Check, divided
 
     chosen, _ = pipeline.prepare_rules(config, session.plugins)
     files = pipeline.capture_files(captures)
     found: list[dict[str, Any]] = []
+    counts: Counter[tuple[str, str]] = Counter()  # by rule and severity
     unread = 0
-    work = Check(plugins=session.plugins, context=Context(rules=chosen))
-    some = list(pieces(files))
+    work = Check(plugins=session.plugins, context=Context(rules=chosen), every=each or json)
+    some = list(divided(files))
     with (
         pipeline.prepare_executor(config, session.plugins) as workers,
         session.terminal.progress("check", len(files)) as advance,
     ):
-        for piece, (violations, reasons) in zip(some, workers.map(work, some), strict=True):
+        for piece, (violations, counted, reasons) in zip(some, workers.map(work, some), strict=True):
             for reason in reasons:
                 if len(files) == 1:
                     raise DataError(reason)
                 logger.warning("left out: %s", reason)
             unread += len(reasons)
             found += violations
+            counts += counted
             advance(len(piece), note=piece[-1][0])
-    errors = sum(v["severity"] == "error" for v in found)
+    errors = sum(n for (_, severity), n in counts.items() if severity == "error")
     if json:
         summary = {"files": len(files), "unread": unread, "rules": [n for n, _ in chosen], "errors": errors}
         print_json({**summary, "violations": found})
@@ -62,9 +64,9 @@ def check(
         for v in found:
             print(visible(f"{v['file']}: {_place(v)}: {v['severity']}: {v['rule']}: {v['message']}"))
     elif found:
-        print_rows(_by_rule(found))
-    counts = ((errors, "error"), (len(found) - errors, "warning"), (len(files) - unread, "file"))
-    said = [f"{count} {noun}" if count == 1 else f"{count} {noun}s" for count, noun in counts]
+        print_rows(_by_rule(found, counts))
+    numbers = ((errors, "error"), (counts.total() - errors, "warning"), (len(files) - unread, "file"))
+    said = [f"{count} {noun}" if count == 1 else f"{count} {noun}s" for count, noun in numbers]
     session.terminal.say(f"{said[0]} and {said[1]} in {said[2]}")
     return 1 if errors or unread else 0
 
@@ -74,17 +76,16 @@ def _place(violation: dict[str, Any]) -> str:
     return f"flow {violation['flow']}" if packet is None else f"packet {packet + 1}"
 
 
-def _by_rule(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _by_rule(found: list[dict[str, Any]], counts: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
     """
     Sum up violations by rule, errors first.
     """
     first = {v["rule"]: v for v in reversed(found)}
-    counts = Counter(v["rule"] for v in found)
     rows = [
         {
             "rule": rule,
             "severity": example["severity"],
-            "places": counts[rule],
+            "places": sum(n for (counted, _), n in counts.items() if counted == rule),
             "for example": f"{example['file']}: {_place(example)}",
             "what": example["message"],
         }

@@ -47,7 +47,7 @@ def repair(
             if targets.setdefault(target, name) != name:
                 raise DataError(f"{captures / name} would be written over another: rename it, both end as {target}")
         work = files.Repair(plugins=session.plugins, context=context, folder=folder)
-        some = list(files.pieces(found))
+        some = list(files.divided(found))
         with session.terminal.progress("repair", len(found)) as advance:
             for piece, (changed, mended) in zip(some, workers.map(work, some), strict=True):
                 tally, mended_files = tally + changed, mended_files + mended
