@@ -59,8 +59,9 @@ wheels: $(STAMP)  ## dist/: a wheel and a source archive of every distribution
 	for folder in . plugins/netdiffusion $(PLUGINS) $(EXTRA); do \
 	    (cd $$folder && "$(CURDIR)/$(BIN)/python" -m hatchling build -d "$(CURDIR)/dist") || exit 1; done
 
-bench: $(STAMP) .venv/.bench  ## packets a second beside dpkt and scapy: make bench ARGS="--capture x.pcap --gigabytes 5"
+bench: $(STAMP) .venv/.bench  ## speed beside dpkt and scapy, time and memory of a run: make bench ARGS="--capture x.pcap --gigabytes 5"
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_scale.py --flows 1000 4000
 
 bench-scale: $(STAMP)  ## time and memory for many flows: make bench-scale ARGS="--flows 100000"
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_scale.py $(ARGS)
