@@ -42,17 +42,22 @@ SAMPLE = Path(__file__).parents[1] / "netdiffusion_core/samples/lab"
 PACKETS = 200_000
 SCAPY_PACKETS = 10_000
 PEAK = """
-import re, sys
+import re, sys, threading, time
 from pathlib import Path
-from netdiffusion_core import pipeline
 from netdiffusion_core.capture import assemble, read_capture
-def peak_mib():  # ru_maxrss would count the memory of the parent before exec
-    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
-before = peak_mib()
+peak = 0
+def watch():  # RssAnon: pages of mapped files are the page cache's
+    global peak
+    while True:
+        peak = max(peak, int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]))
+        time.sleep(0.005)
+threading.Thread(target=watch, daemon=True).start()
+time.sleep(0.1)
+before = peak
 traffic = read_capture(Path(sys.argv[1]))
-read = peak_mib()
+read = peak
 assemble(traffic)
-print(len(traffic), before, read, peak_mib())
+print(len(traffic), before >> 10, read >> 10, peak >> 10)
 """
 MODEL = """
 import re, sys, time
@@ -235,7 +240,8 @@ def with_scapy(capture: Path) -> list[tuple[float, int, int]]:
 
 def peak_memory(path: Path, gigabytes: float) -> dict[str, float]:
     """
-    Read a large capture of packets of 700 bytes in a process of its own, and tell its peaks of memory.
+    Read a large capture of packets of 700 bytes, all of one flow, in a process of its own, and tell its peaks of
+    memory, without the pages of mapped files.
     """
     frame = bytes(Ether() / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=1, dport=2) / bytes(658))
     record = struct.pack("<IIII", 0, 0, len(frame), len(frame)) + frame
@@ -309,7 +315,7 @@ def show(
     )
     for row in model:
         console.print(
-            f"embedded model: {row['flows_a_second']:.1f} flows of up to {row['height']:,.0f} packets a second "
+            f"embedded model: {row['flows_a_second']:.2f} flows of up to {row['height']:,.0f} packets a second "
             f"({row['packets_a_second']:,.0f} packets), {os.cpu_count()} cores, peak {row['peak_mib']:.0f} MiB"
         )
 
