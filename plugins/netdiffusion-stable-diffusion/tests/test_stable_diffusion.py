@@ -163,6 +163,20 @@ class TestPacketBase:
         backend.fit(data, Context())
         assert backend.sample(attrs.evolve(REQUEST, max_packets=3), Context()).lengths.max() <= 3
 
+    def test_flows_of_more_than_1024_packets_are_made_where_they_were_learned(self, packet_base, data, tmp_path):
+        """
+        By a model that was saved, too.
+        """
+        repeated = [np.tile(data.flow(i), (120 if label == "long" else 1, 1)) for i, label in enumerate(data.labels)]
+        starts = np.append(0, np.cumsum([len(rows) for rows in repeated]))
+        backend = StableDiffusion(options(packet_base, steps=1))
+        backend.fit(attrs.evolve(data, rows=np.concatenate(repeated), starts=starts), Context())
+        backend.save(tmp_path)
+        request = SampleRequest(labels=("long", "short"), max_packets=4096, seed=7)
+        long, short = StableDiffusion.load(tmp_path).sample(request, Context()).lengths
+        assert long > 1024
+        assert short < 1024
+
 
 class TestRefusals:
     """

@@ -42,7 +42,7 @@ from .control import (
     send_again,
     starts,
 )
-from .diffusion import LENGTHS, answered_at, denoise, heights, prompt
+from .diffusion import LONGEST, answered_at, denoise, heights, prompt
 from .family import Family
 from .fine_tuning import fine_tune
 from .images import PacketCodec
@@ -131,7 +131,7 @@ class StableDiffusion(Backend):
         """
         options, layout = self.options, data.layout
         base = self._open(layout)
-        longest = int(min(LENGTHS[-1], heights(data.lengths, base.codec.shortest).max()))
+        longest = int(min(LONGEST, heights(data.lengths, base.codec.shortest).max()))
 
         # What is learned of a class besides the weights: how long its flows are, where its edges lie, and what values
         # its fields have there.
@@ -279,7 +279,7 @@ class StableDiffusion(Backend):
                 for label, found in record["classes"].items()
             }
             if not all(
-                1 <= packets <= LENGTHS[-1] and count > 0
+                1 <= packets <= LONGEST and count > 0
                 for found in learned.values()
                 for (_, packets, _), count in found.items()
             ):

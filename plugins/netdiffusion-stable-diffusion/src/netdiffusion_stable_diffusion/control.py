@@ -220,15 +220,16 @@ class Structure:
         """
         uniform = np.stack([rng.random(height) for rng in rngs])
         left = np.array(lengths)
-        ahead = self.ahead(int(left.max()))
-        first = np.searchsorted(self.origin, np.arange(self.origin[-1] + 2))
         state = np.array([self.start[b] for b in begin])
+        known = self.reachable(state)
+        ahead, place = self.ahead(int(left.max()), known), np.searchsorted(known, self.target)
+        first = np.searchsorted(self.origin, np.arange(self.origin[-1] + 2))
         states = np.zeros((len(state), height), np.int64)
         on = np.arange(len(state))
         for packet in range(height):
             fan = first[state[on] + 1] - first[state[on]]
             step = np.repeat(first[state[on]] - np.cumsum(fan) + fan, fan) + np.arange(fan.sum())
-            total = np.cumsum(self.chance[step] * ahead[np.repeat(left[on], fan), self.target[step]])
+            total = np.cumsum(self.chance[step] * ahead[np.repeat(left[on], fan), place[step]])
             stop = np.cumsum(fan)
             low, high = np.append(0, total)[stop - fan], total[stop - 1]
             drawn = np.searchsorted(total, low + uniform[on, packet] * (high - low), side="right")
@@ -239,18 +240,31 @@ class Structure:
                 break
         return states
 
-    def ahead(self, longest: int) -> NDArray[np.float64]:
+    def reachable(self, begin: NDArray[np.int64]) -> NDArray[np.int64]:
+        """
+        Return the states that paths from these states come to, sorted; no step leads to a start.
+        """
+        found, more = np.zeros((2, int(self.origin[-1]) + 1), bool)
+        more[begin] = True
+        while (more != found).any():
+            found = more.copy()
+            more[self.target[found[self.origin]]] = True
+        return np.flatnonzero(found[: len(self.edges)])
+
+    def ahead(self, longest: int, states: NDArray[np.int64]) -> NDArray[np.float64]:
         """
         Return how likely a flow ends after exactly so many packets, its present one the first of them: float64[longest
         + 1, states], each row up to a factor, which keeps numbers from vanishing.
+
+        states  those that are `reachable` from some
         """
-        states = len(self.edges)
-        steps = self.origin < states  # no step leads to a start
-        origin, target, chance = self.origin[steps], self.target[steps], self.chance[steps]
-        likely = np.zeros((longest + 1, states))
-        likely[0, END] = 1
+        steps = np.isin(self.origin, states)
+        origin, target = (np.searchsorted(states, each[steps]) for each in (self.origin, self.target))
+        chance = self.chance[steps]
+        likely = np.zeros((longest + 1, len(states)))
+        likely[0, np.searchsorted(states, END)] = 1
         for packets in range(1, longest + 1):
-            likely[packets] = np.bincount(origin, chance * likely[packets - 1, target], states)
+            likely[packets] = np.bincount(origin, chance * likely[packets - 1, target], len(states))
             likely[packets] /= likely[packets].max() or 1
         return likely
 

@@ -18,11 +18,8 @@ from netdiffusion_core.model import Encoded, Layout
 from .family import Family
 from .images import PacketCodec
 
-LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024)
-"""
-A flow is padded with absent rows to the next of these heights, so that short flows cost little. The model learns
-where the absent rows begin, which is how long flows are.
-"""
+LONGEST = 4096
+"""Packets of a flow at most, where users ask for more than the 1,024 of the paper."""
 
 DYNAMIC_PORTS = 49152
 """The first of them."""
@@ -77,7 +74,8 @@ def answered_at(rows: NDArray[np.int8], service: str, layout: Layout) -> NDArray
 
 def heights(lengths: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:
     """
-    Return the padded height of flows of these many packets: the next power of two.
+    Return the padded height of flows of these many packets: the next power of two, so that short flows cost little. The
+    model learns where the absent rows begin, which is how long flows are.
     """
     return np.maximum(shortest, 1 << np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
 
