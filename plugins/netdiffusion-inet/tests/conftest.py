@@ -28,7 +28,7 @@ from netdiffusion_inet.udp import UdpRules
 def rules() -> SimpleNamespace:
     """
     All rule sets in order: ``constrain(encoded)``, ``repair(traffic)``, ``check(traffic)``; and new ones,
-    ``without(rule)``.
+    ``without(rule)``, ``with_anomalies(mode)``, through which ``made(sets, encoded, codec, rng)`` makes packets.
     """
     sets = [Ipv4Rules(), Ipv6Rules(), InterpacketRules(), TcpRules(), UdpRules(), IcmpRules(), Icmpv6Rules()]
 
@@ -51,7 +51,21 @@ def rules() -> SimpleNamespace:
             each.off = frozenset({rule})
         return others
 
-    return SimpleNamespace(sets=sets, without=without, constrain=constrain, repair=repair, check=check)
+    def with_anomalies(mode: str) -> list[RuleSet]:
+        return [TcpRules(TcpRules.Options(anomalies=mode)) if each.name == "tcp" else type(each)() for each in sets]
+
+    def made(sets: list[RuleSet], encoded: Encoded, codec: Any, rng: np.random.Generator) -> Traffic:
+        for each in sets:
+            encoded = each.constrain(encoded)
+        traffic: Traffic = codec.decode(encoded, rng)
+        for each in sets:
+            traffic = each.repair(traffic, rng)
+        return traffic
+
+    return SimpleNamespace(
+        sets=sets, without=without, with_anomalies=with_anomalies, made=made, constrain=constrain, repair=repair,
+        check=check,
+    )  # fmt: skip
 
 
 OUR_PROTOCOLS = {

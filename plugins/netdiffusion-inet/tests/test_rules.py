@@ -366,7 +366,7 @@ def resent() -> list[Any]:
 @pytest.mark.parametrize("packets", [twice(conversation()), resent()], ids=["twice", "resent"])
 def test_what_is_sent_again_stays_if_the_user_wants_it(rules: SimpleNamespace, packets: list[Any]) -> None:
     traffic = traffic_of(packets)
-    keep, mend = (with_anomalies(rules, mode) for mode in ("retransmissions", "mend"))
+    keep, mend = (rules.with_anomalies(mode) for mode in ("retransmissions", "mend"))
     assert [violation for each in keep for violation in each.check(traffic)] == []
     for each in keep:
         assert each.repair(traffic, np.random.default_rng(0), record=pytest.fail) is traffic
@@ -388,12 +388,8 @@ def test_numbers_that_a_model_drew_are_in_order_and_its_repetitions_stay(rules: 
         rows[:, spans[field]] = rng.integers(0, 2, rows[:, spans[field]].shape)
     rows = rows.repeat(2, 0)
     drawn = attrs.evolve(encoded, rows=rows, starts=np.array([0, len(rows)]))
-    sets = with_anomalies(rules, "retransmissions")
-    for each in sets:
-        drawn = each.constrain(drawn)
-    traffic = codec.decode(drawn, rng)
-    for each in sets:
-        traffic = each.repair(traffic, rng)
+    sets = rules.with_anomalies("retransmissions")
+    traffic = rules.made(sets, drawn, codec, rng)
     assert [violation for each in sets for violation in each.check(traffic)] == []
     assert sequence_numbers(traffic)[::2] == sequence_numbers(traffic)[1::2]
     first, *_ = sequence_numbers(traffic)
@@ -420,21 +416,13 @@ def test_few_numbers_for_many_segments_become_valid_connections(
     rows, span = encoded.rows.copy(), encoded.layout.spans()["tcp.seq"]
     few = rng.integers(0, 2, (numbers, span.stop - span.start))
     rows[:, span] = np.where(rows[:, span] >= 0, few[rng.integers(0, numbers, len(rows))], -1)
-    drawn, sets = attrs.evolve(encoded, rows=rows), with_anomalies(rules, mode)
-    for each in sets:
-        drawn = each.constrain(drawn)
-    traffic = codec.decode(drawn, rng)
-    for each in sets:
-        traffic = each.repair(traffic, rng)
+    sets = rules.with_anomalies(mode)
+    traffic = rules.made(sets, attrs.evolve(encoded, rows=rows), codec, rng)
     assert [violation for each in sets for violation in each.check(traffic)] == []
     again = traffic
     for each in sets:
         again = each.repair(again, rng)
     assert again == traffic
-
-
-def with_anomalies(rules: SimpleNamespace, mode: str) -> list[Any]:
-    return [TcpRules(TcpRules.Options(anomalies=mode)) if each.name == "tcp" else type(each)() for each in rules.sets]
 
 
 def sequence_numbers(traffic: Traffic) -> list[int]:

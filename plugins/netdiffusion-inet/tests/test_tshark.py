@@ -117,8 +117,7 @@ def test_tshark_notes_the_anomalies_that_are_kept_and_nothing_else(
     rows[at, low : low + 12] = np.where(part >= 0, part ^ rng.integers(0, 2, part.shape), part)
     parts = [attrs.evolve(encoded, rows=rows), dream("stacks", 4, 40, 30)]
     traffic = concatenate([codec.decode(rules.constrain(part), rng) for part in parts])
-    sets = [type(each)() for each in rules.sets]
-    sets[3] = type(sets[3])(type(sets[3]).Options(anomalies="keep"))
+    sets = rules.with_anomalies("keep")
     for each in sets:
         traffic = each.repair(traffic, rng)
     assert [violation for each in sets for violation in each.check(traffic)] == []
@@ -134,13 +133,8 @@ def test_tshark_sees_what_is_sent_again_and_nothing_else(
     times = rng.choice([1, 1, 1, 2, 3], len(encoded.rows))
     starts = np.append(0, np.cumsum(times))[encoded.starts]
     drawn = attrs.evolve(encoded, rows=encoded.rows.repeat(times, 0), starts=starts)
-    sets = [type(each)() for each in rules.sets]
-    sets[3] = type(sets[3])(type(sets[3]).Options(anomalies="retransmissions"))
-    for each in sets:
-        drawn = each.constrain(drawn)
-    traffic = codec.decode(drawn, rng)
-    for each in sets:
-        traffic = each.repair(traffic, rng)
+    sets = rules.with_anomalies("retransmissions")
+    traffic = rules.made(sets, drawn, codec, rng)
     assert [violation for each in sets for violation in each.check(traffic)] == []
     again = ("retransmission", "fast_retransmission", "spurious_retransmission", "out_of_order", "keep_alive")
     notes = tuple(f"tcp.analysis.{note}" for note in again)  # the same again, by how soon it comes and what it holds
