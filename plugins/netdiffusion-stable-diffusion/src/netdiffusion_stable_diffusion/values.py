@@ -189,7 +189,8 @@ def _repeat(
     own: Array,
 ) -> NDArray[np.int64]:
     """
-    Return the values of packets, those of their sender's last packet where they repeat it.
+    Return the values of packets, those of their sender's last packet where they repeat it: packet by packet, since each
+    depends on the one before, and all flows together.
     """
     states = int(max(state.max(), table.state.max(initial=0))) + 1
     count, fresh = (np.bincount(table.state, each, states) for each in (table.count, table.fresh))
