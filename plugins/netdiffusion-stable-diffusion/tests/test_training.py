@@ -32,3 +32,26 @@ def test_two_processes_train_one_base(tmp_path):
     assert [row["step"] for row in records[0]["unet"]] == [row["step"] for row in records[1]["unet"]] == [2]
     weights = [load_file(folder / "unet/diffusion_pytorch_model.safetensors") for folder in (one, two)]
     assert any(not torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
+
+
+def test_training_goes_on_from_a_base(tmp_path):
+    """
+    Its autoencoder stays, and after a step the other weights are near those that it began with.
+    """
+    data = str(files("netdiffusion_core") / "samples/lab/mqtt")
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", MODULE, data, "--unet-steps", "1", "--longest", "16", "--score-every", "0"]
+    begin = ["--begin-with", "embedded"]
+    subprocess.run([*words, *begin, "-o", str(tmp_path / "on")], env=environment, check=True, timeout=300)
+    embedded = files("netdiffusion_stable_diffusion") / "base"
+    weights = "diffusion_pytorch_model.safetensors"
+    before, after = (load_file(str(folder / "vae" / weights)) for folder in (embedded, tmp_path / "on"))
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    for part in ("unet", "controlnet"):
+        before, after = (load_file(str(folder / part / weights)) for folder in (embedded, tmp_path / "on"))
+        far = max((after[name].float() - weight.float()).abs().max().item() for name, weight in before.items())
+        assert far < 1e-3
+    words = [sys.executable, "-m", "netdiffusion_core", "train-base", data, "-o", str(tmp_path / "no")]
+    refused = subprocess.run([*words, "--begin-with", "no"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--begin-with no: there is no such folder" in refused.stderr

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from netdiffusion_core.model import Encoded
+    from netdiffusion_core.model import Encoded, Layout
 
     from .checkpoint import Checkpoint
     from .control import Structure
     from .images import PacketCodec
+
+LEARNING_RATE = 5e-4
+"""Of U-Net, text encoder and ControlNet, reached in a hundred steps."""
 
 SCORED_FLOWS = 8
 """Of each class, when samples are scored."""
@@ -43,6 +46,9 @@ def train_base(
     minutes_between_saves: Annotated[float, typer.Option(help="How often the training state is saved.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 1,
+    begin_with: Annotated[
+        str, typer.Option(help="Base whose weights to go on from: embedded, or a folder. Its autoencoder stays.")
+    ] = "",
     without: Annotated[str, typer.Option(help="Labels left out, comma-separated: to measure unseen classes.")] = "",
 ) -> None:
     """
@@ -64,9 +70,15 @@ def train_base(
         "longest": longest,
         "seed": seed,
         "without": without,
+        "begin_with": begin_with,
     }
-    train_autoencoder(encoded, output, log, autoencoder_steps, seed, accelerator)
-    train_unet(encoded, output, log, unet_steps, longest, seed, accelerator, score_every)
+    begun = open_base(begin_with, encoded.layout) if begin_with else None
+    if begun is None:
+        train_autoencoder(encoded, output, log, autoencoder_steps, seed, accelerator)
+    elif accelerator.is_main_process and not (output / "vae").is_dir():
+        begun.codec.autoencoder.half().save_pretrained(output / "vae")
+    accelerator.wait_for_everyone()
+    train_unet(encoded, output, log, unet_steps, longest, seed, accelerator, score_every, begun)
     accelerator.print(f"The base stands in {output}.")
     accelerator.end_training()
 
@@ -108,6 +120,23 @@ def leave_out(encoded: Encoded, labels: list[str]) -> Encoded:
         if label not in known:
             raise ConfigError(f"--without {label}: no flow has this label.{did_you_mean(label, known)}")
     return encoded.select(~np.isin(encoded.labels, labels))
+
+
+def open_base(name: str, layout: Layout) -> Checkpoint:
+    """
+    Read a base to go on from. Raises ConfigError for what is none.
+    """
+    from netdiffusion_core.errors import ConfigError
+
+    from . import checkpoint
+    from .images import PacketCodec
+
+    if name != checkpoint.EMBEDDED and not Path(name).is_dir():
+        raise ConfigError(f"--begin-with {name}: there is no such folder; give one of netdiff train-base, or embedded.")
+    base = checkpoint.load(name, layout)
+    if not (isinstance(base, checkpoint.Checkpoint) and isinstance(base.codec, PacketCodec) and base.controlnet):
+        raise ConfigError(f"--begin-with {name}: this is no base of netdiff train-base, with its ControlNet.")
+    return base
 
 
 class Log:
@@ -356,9 +385,11 @@ def train_unet(
     seed: int,
     accelerator: Accelerator,
     score_every: int = 0,
+    begun: Checkpoint | None = None,
 ) -> None:
     """
-    Train U-Net, text encoder and ControlNet to denoise flows; one prompt in ten is empty, for classifier-free guidance.
+    Train U-Net, text encoder and ControlNet to denoise flows, with the weights of `begun` to begin with, or random
+    ones; one prompt in ten is empty, for classifier-free guidance.
 
     A batch in four goes without ControlNet, one follows its flows' own Canny maps (``control=exemplar``), and two
     follow their structure as ``control=class`` draws it.
@@ -389,7 +420,10 @@ def train_unet(
         digest="",
     )
     modules = {"unet": unet, "text_encoder": text_encoder, "controlnet": controlnet}
-    state = Trainable(output / "unet.state", modules, 5e-4, accelerator)
+    if begun is not None:
+        for name, module in modules.items():
+            module.load_state_dict(getattr(begun, name).state_dict())
+    state = Trainable(output / "unet.state", modules, LEARNING_RATE, accelerator)
     latents_of = encode_packets(data, codec, device)
     prompt_of = [prompt(*words) for words in zip(data.labels.tolist(), services(data), strict=True)]
     edges = edge_rows(data, codec, longest, Context())
@@ -412,6 +446,8 @@ def train_unet(
             )
             control = torch.tensor(codec.steer(maps), device=device)
         loss = denoising_loss(base, latents, base.embed(prompts), control, generator)
+        for group in state.optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1, (state.step + 1) / 100)
         state.update(loss)
         log.step("unet", state.step, steps, {f"loss, control={steering}": loss.item()})
         if score_every and state.step % score_every == 0 and accelerator.is_main_process:
