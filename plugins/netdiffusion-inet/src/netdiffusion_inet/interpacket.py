@@ -29,10 +29,8 @@ HANDSHAKE = 3
 
 _SYN, _ACK = 0x02, 0x10
 _LONGEST_GAP_NS = 7_200_000_000_000  # two hours, the default of TCP keep-alives: RFC 9293 section 3.8.4
-_LONGEST_SILENCE_NS, _LONGEST_ICMP_SILENCE_NS = (
-    120_000_000_000,
-    60_000_000_000,
-)  # RFC 4787 section 4.3, RFC 5508 section 3.2
+_LONGEST_SILENCE_NS = 120_000_000_000  # RFC 4787 section 4.3
+_LONGEST_ICMP_SILENCE_NS = 60_000_000_000  # RFC 5508 section 3.2
 _LARGEST_STEP = 2_048  # of a counting IPv4 identification: the host sends other packets in between
 _EPHEMERAL = (49_152, 65_536)  # RFC 6335 section 6
 _TTL_STEPS = 3  # within one direction: a middle box answers for a host, a route changes
