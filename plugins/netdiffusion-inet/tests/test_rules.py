@@ -495,6 +495,19 @@ def swap(data: Any, at: int, size: int) -> None:
     data[at : at + 2 * size] = np.roll(data[at : at + 2 * size], size)
 
 
+def test_the_checksum_of_an_echo_of_zeros_is_all_ones(rules: SimpleNamespace) -> None:
+    packets = [LINK / IP(src=a, dst=b) / ICMP(type=kind, id=0, seq=0) / Raw(bytes(9)) for a, b, kind in (
+        (CLIENT, SERVER, 8), (SERVER, CLIENT, 0))]  # fmt: skip
+    traffic = traffic_of(packets)
+    assert rules.check(traffic) == []  # as scapy has it
+    data = np.array(traffic.data)
+    at = dissect(traffic).transport_offsets[1] + 2
+    assert data[at : at + 2].tolist() == [255, 255]
+    data[at : at + 2] = 0
+    assert ids(rules, attrs.evolve(traffic, data=data)) == {"icmp.checksum"}
+    assert rules.repair(attrs.evolve(traffic, data=data)) == traffic
+
+
 def test_data_beyond_the_segment_size_are_cut(rules: SimpleNamespace) -> None:
     packets = conversation()
     packets[4][Raw].load = b"a" * 3000  # the client offered 1460, twelve of them for the time stamps

@@ -273,6 +273,14 @@ class Draft:
         after = (before - excess) % 0xFFFF
         after[is_udp & (after == 0)] = 0xFFFF  # RFC 768: 0 means no checksum; not over IPv6: RFC 8200 section 8.1
         wrong = np.where(is_udp & (before == 0), h.ip_versions[i] == 6, excess > 0)
+        for k in np.flatnonzero((h.protocols[i] == ICMP) & (after == 0)):  # one in 65,535
+            begin = int(h.transport_offsets[i[k]])
+            end = min(int(h.ip_offsets[i[k]] + h.ip_lengths[i[k]]), int(self.traffic.ends[i[k]]))
+            if not self.data[begin : at[k]].any() and not self.data[at[k] + 2 : end].any():
+                after[k], wrong[k] = (
+                    0xFFFF,
+                    before[k] != 0xFFFF,
+                )  # RFC 1071: the complement of a sum of nothing but zeros
         return i[wrong], at[wrong], before[wrong], after[wrong]
 
     def _excess(self, header: int, packets: Array, add_up: Callable[[Array], Array]) -> NDArray[np.int64]:
