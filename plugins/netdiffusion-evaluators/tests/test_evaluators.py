@@ -492,12 +492,18 @@ def test_a_tshark_that_hangs_is_not_waited_for(real, monkeypatch, tmp_path):
     assert "more than 0.2 s" in score.detail["reason"]
 
 
-def test_what_a_short_snap_length_hid_gives_nobody_away(real, make_traffic, context):
-    def cut(traffic: Traffic) -> Traffic:
+@pytest.mark.parametrize("lifted_by", [0, 4])
+def test_what_a_short_snap_length_hid_gives_nobody_away(real, make_traffic, context, lifted_by):
+    """
+    Nor does a single packet of which a little more was captured lift the snap length of its class.
+    """
+
+    def cut(traffic: Traffic, more: int = 0) -> Traffic:
         captured = np.minimum(traffic.captured_lengths, 20 + 16)  # raw IP: the end of the TCP header is lost
+        captured[np.argmax(traffic.wire_lengths)] += more  # which is cut all the same
         return attrs.evolve(traffic, captured_lengths=captured.astype(np.int32))
 
-    short = RealTraffic(train=cut(real.train), test=cut(real.test))
+    short = RealTraffic(train=cut(real.train, lifted_by), test=cut(real.test))
     whole = make_traffic(13, FLOWS)
     seen, told = (judge(short, made, context, [Detectability(), Fidelity()]) for made in (cut(whole), whole))
     assert {name: score.value for name, score in seen.items()} == {name: score.value for name, score in told.items()}

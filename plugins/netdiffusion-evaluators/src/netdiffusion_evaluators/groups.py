@@ -128,8 +128,9 @@ def as_captured(synthetic: Traffic, real: RealTraffic) -> Traffic:
         snap = np.full(len(labels), np.iinfo(np.int32).max)
         for label in np.unique(labels):
             parts = [half.select_flows(half.flows.labels == label) for half in (real.train, real.test)]
-            if any((part.captured_lengths < part.wire_lengths).any() for part in parts):
-                snap[labels == label] = max(int(_behind_link(part).max(initial=0)) for part in parts)
+            kept = np.concatenate([_behind_link(part)[part.captured_lengths < part.wire_lengths] for part in parts])
+            if len(kept):
+                snap[labels == label] = int(np.median(kept))  # a packet or two may be of another capture
         whole = np.append(snap, np.iinfo(np.int32).max)[synthetic.flow_of]  # flow -1: a packet of no flow
         limit = synthetic.captured_lengths - _behind_link(synthetic) + whole
         captured = np.minimum(synthetic.captured_lengths, limit).astype(np.int32)
