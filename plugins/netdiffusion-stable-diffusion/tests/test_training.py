@@ -36,7 +36,7 @@ def test_two_processes_train_one_base(tmp_path):
 
 def test_training_goes_on_from_a_base(tmp_path):
     """
-    Its autoencoder stays, and after a step the other weights are near those that it began with.
+    Its autoencoder and its record stay, and after a step the other weights are near those that it began with.
     """
     data = str(files("netdiffusion_core") / "samples/lab/mqtt")
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -47,6 +47,8 @@ def test_training_goes_on_from_a_base(tmp_path):
     weights = "diffusion_pytorch_model.safetensors"
     before, after = (load_file(str(folder / "vae" / weights)) for folder in (embedded, tmp_path / "on"))
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    record = json.loads((tmp_path / "on" / "training.json").read_text())
+    assert record["begun_with"] == json.loads((embedded / "training.json").read_text())
     for part in ("unet", "controlnet"):
         before, after = (load_file(str(folder / part / weights)) for folder in (embedded, tmp_path / "on"))
         far = max((after[name].float() - weight.float()).abs().max().item() for name, weight in before.items())

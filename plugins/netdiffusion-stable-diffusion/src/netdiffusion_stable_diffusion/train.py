@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from .control import Structure
     from .images import PacketCodec
 
+RECORD = "training.json"
 LEARNING_RATE = 5e-4
 """Of U-Net, text encoder and ControlNet, reached in a hundred steps."""
+
+EARLY_PACKETS = 64
+"""Every second batch shows no more of a flow: a batch has two flows of 1,024 packets, or dozens of their beginnings."""
 
 SCORED_FLOWS = 8
 """Of each class, when samples are scored."""
@@ -65,7 +69,7 @@ def train_base(
     encoded = leave_out(load_flows(data), [label for label in without.split(",") if label])
     log.record["data"] = {"flows": len(encoded), "packets": len(encoded.rows), "sha256": encoded.digest()}
     log.record["settings"] = {
-        "autoencoder_steps": autoencoder_steps,
+        "autoencoder_steps": 0 if begin_with else autoencoder_steps,
         "unet_steps": unet_steps,
         "longest": longest,
         "seed": seed,
@@ -75,8 +79,10 @@ def train_base(
     begun = open_base(begin_with, encoded.layout) if begin_with else None
     if begun is None:
         train_autoencoder(encoded, output, log, autoencoder_steps, seed, accelerator)
-    elif accelerator.is_main_process and not (output / "vae").is_dir():
-        begun.codec.autoencoder.half().save_pretrained(output / "vae")
+    else:
+        log.record["begun_with"] = training_record(begin_with)
+        if accelerator.is_main_process and not (output / "vae").is_dir():
+            begun.codec.autoencoder.half().save_pretrained(output / "vae")
     accelerator.wait_for_everyone()
     train_unet(encoded, output, log, unet_steps, longest, seed, accelerator, score_every, begun)
     accelerator.print(f"The base stands in {output}.")
@@ -139,6 +145,17 @@ def open_base(name: str, layout: Layout) -> Checkpoint:
     return base
 
 
+def training_record(name: str) -> Any:
+    """
+    Return how a base to go on from was trained, None where its folder does not say.
+    """
+    from . import checkpoint
+
+    folder = checkpoint.EMBEDDED_FOLDER if name == checkpoint.EMBEDDED else Path(name)
+    path = folder / RECORD
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 class Log:
     """
     The training record (``training.json``, shipped with the base) and the clock of the checkpoints, both kept by the
@@ -146,7 +163,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, minutes_between_saves: float, main: bool) -> None:
-        self.path, self.main = folder / "training.json", main
+        self.path, self.main = folder / RECORD, main
         self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.interval_s = minutes_between_saves * 60
         self.saved_at = time.monotonic()
@@ -431,9 +448,10 @@ def train_unet(
 
     rng = np.random.default_rng([seed, state.step, 1, *process])
     generator = torch.Generator().manual_seed(seed + state.step + sum(process) * 1_000_003)
-    stream = batches(data, rng, rows=2048, shortest=codec.shortest, longest=longest)
+    cuts = sorted({min(EARLY_PACKETS, longest), longest})
+    streams = [batches(data, rng, rows=2048, shortest=codec.shortest, longest=cut) for cut in cuts]
     while state.step < steps:
-        flows, height = next(stream)
+        flows, height = next(streams[rng.integers(len(streams))])
         latents = latents_of[places(data, flows, height)].transpose(1, 2).unsqueeze(2)
         prompts = ["" if rng.random() < 0.1 else prompt_of[flow] for flow in flows]
         steering = rng.choice(["none", "exemplar", "class", "class"])
