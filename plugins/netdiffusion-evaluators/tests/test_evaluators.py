@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from netdiffusion_core.capture import assemble
+from netdiffusion_core.capture.dissect import dissect
 from netdiffusion_core.capture.pcapfile import NO_FLOWS
 from netdiffusion_core.context import Context
 from netdiffusion_core.errors import ConfigError
@@ -25,6 +26,7 @@ from netdiffusion_evaluators.compliance import Compliance, ComplianceOptions
 from netdiffusion_evaluators.detectability import Detectability, DetectabilityOptions
 from netdiffusion_evaluators.features import ClassifierOptions, packets
 from netdiffusion_evaluators.fidelity import Fidelity, hellinger, jensen_shannon, total_variation
+from netdiffusion_evaluators.groups import as_captured
 from netdiffusion_evaluators.novelty import Novelty
 from netdiffusion_evaluators.plugin import netdiffusion_register_evaluators
 from netdiffusion_evaluators.timing import LAGS, Timing, autocorrelations, bursts
@@ -507,3 +509,18 @@ def test_what_a_short_snap_length_hid_gives_nobody_away(real, make_traffic, cont
     whole = make_traffic(13, FLOWS)
     seen, told = (judge(short, made, context, [Detectability(), Fidelity()]) for made in (cut(whole), whole))
     assert {name: score.value for name, score in seen.items()} == {name: score.value for name, score in told.items()}
+
+
+def test_captures_of_headers_alone_hide_nothing(real, make_traffic, context):
+    """
+    Where each packet was cut behind its own headers, longer headers of synthetic packets are seen whole.
+    """
+
+    def headers_alone(traffic: Traffic) -> Traffic:
+        found = dissect(traffic)
+        ends = found.transport_offsets + found.transport_header_lengths - traffic.starts
+        return attrs.evolve(traffic, captured_lengths=ends.astype(np.int32))
+
+    short = RealTraffic(train=headers_alone(real.train), test=headers_alone(real.test))
+    made = make_traffic(13, FLOWS)
+    assert (as_captured(made, short).captured_lengths == made.captured_lengths).all()

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from netdiffusion_core.capture.dissect import dissect
 from netdiffusion_core.context import Context
 from netdiffusion_core.interfaces import RealTraffic
-from netdiffusion_core.model import Score, Traffic
+from netdiffusion_core.model import ICMP, ICMPV6, TCP, UDP, Score, Traffic
 
 from .memory import once
 
@@ -119,7 +119,7 @@ def compare(
 
 def as_captured(synthetic: Traffic, real: RealTraffic) -> Traffic:
     """
-    Return synthetic packets cut where the real captures of their class cut theirs: a header's end that lies behind the
+    Return synthetic packets cut where the real captures of their class cut headers: a header's end that lies behind the
     snap length was never seen, so nobody can be blamed for having it.
     """
 
@@ -127,16 +127,31 @@ def as_captured(synthetic: Traffic, real: RealTraffic) -> Traffic:
         labels = synthetic.flows.labels
         snap = np.full(len(labels), np.iinfo(np.int32).max)
         for label in np.unique(labels):
-            parts = [half.select_flows(half.flows.labels == label) for half in (real.train, real.test)]
-            kept = np.concatenate([_behind_link(part)[part.captured_lengths < part.wire_lengths] for part in parts])
-            if len(kept):
-                snap[labels == label] = int(np.median(kept))  # a packet or two may be of another capture
+            halves = [half.select_flows(half.flows.labels == label) for half in (real.train, real.test)]
+            captured, inside = (np.concatenate(each) for each in zip(*map(_cut, halves), strict=True))
+            if inside.any():
+                shortest = int(np.median(captured[inside]))
+                if np.median(captured) <= shortest:  # else a packet or two are of another capture, or broken
+                    snap[labels == label] = shortest
         whole = np.append(snap, np.iinfo(np.int32).max)[synthetic.flow_of]  # flow -1: a packet of no flow
         limit = synthetic.captured_lengths - _behind_link(synthetic) + whole
         captured = np.minimum(synthetic.captured_lengths, limit).astype(np.int32)
         return attrs.evolve(synthetic, captured_lengths=captured)
 
     return once(synthetic, ("as captured", id(real)), cut)
+
+
+def _cut(traffic: Traffic) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """
+    Return of the packets that were cut the captured bytes behind the link layer, and whether they end in a header.
+    """
+    short = traffic.captured_lengths < traffic.wire_lengths
+    inside = [np.empty(0, bool)]
+    for part in traffic.chunks():
+        headers = dissect(traffic.select_packets(part))
+        known = np.isin(headers.protocols, (ICMP, TCP, UDP, ICMPV6)) & (headers.fragment_offsets == 0)
+        inside.append(known & (headers.transport_offsets < 0))
+    return _behind_link(traffic)[short], np.concatenate(inside)[short]
 
 
 def _behind_link(traffic: Traffic) -> NDArray[np.int64]:
